@@ -1,0 +1,3 @@
+"""Calibration: token rows in, hidden states between layers."""
+
+from __future__ import annotations

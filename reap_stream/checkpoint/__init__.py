@@ -1,0 +1,3 @@
+"""Files: checkpoints that are read and checkpoints that are written."""
+
+from __future__ import annotations

@@ -1,0 +1,65 @@
+"""What the system says about the disk: room, failures, and names made durable."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Final
+
+from reap_stream.errors import OutputError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+_FULL: Final = frozenset({errno.ENOSPC, errno.EDQUOT})
+
+
+@contextmanager
+def output_errors(path: Path, nbytes: int | None = None) -> Iterator[None]:
+    """Turn what the system says about writing into an `OutputError`.
+
+    Args:
+        path: the file or directory being written, named in the message.
+        nbytes: bytes that are to be written, if known; named where the disk is full.
+
+    Raises:
+        OutputError: with the path, the system's reason, and on a full disk both numbers.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in _FULL:
+            raise OutputError(f"{path}: could not be written: {error}") from error
+        needed = "" if nbytes is None else f"{nbytes} bytes are needed, "
+        raise OutputError(
+            f"{path}: the disk is full or over quota: {needed}"
+            f"{free_nbytes(path)} bytes are free; make room and go on with --resume"
+        ) from error
+
+
+def free_nbytes(path: Path) -> int:
+    """Bytes an ordinary user may still write to the disk that holds, or would hold, `path`."""
+    path = path.absolute()
+    existing = next(folder for folder in (path, *path.parents) if folder.exists())
+    return shutil.disk_usage(existing).free
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable.
+
+    File systems that cannot sync a directory say so with EINVAL or ENOTSUP; they need not.
+
+    Raises:
+        OSError: the caller translates it.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in {errno.EINVAL, errno.ENOTSUP}:
+            raise
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,168 @@
+"""One pass over the layers: run, score, hand over; and where it can be taken up again."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+
+from reap_stream.checkpoint.refs import TensorRef
+from reap_stream.errors import CalibrationError
+from reap_stream.forward import ForwardPass
+from reap_stream.model.architecture import Architecture
+from reap_stream.model.layer import StreamedLayer
+from reap_stream.preparation import Preparation
+from reap_stream.scoring.accumulator import SaliencyAccumulator
+from reap_stream.scoring.saliency import LayerStats
+
+# With more outputs lost than this the scores say little, and something is wrong with the model.
+_MAX_LOST_SHARE = 0.1
+
+Resident = Callable[[TensorRef], "np.ndarray[Any, Any] | None"]
+
+
+class LayerSink(Protocol):
+    """What receives finished layers."""
+
+    def is_done(self, index: int) -> bool:
+        """Whether an earlier run finished the layer."""
+        ...
+
+    def take(self, ref: TensorRef, raw: np.ndarray[Any, Any]) -> None:
+        """Is shown the raw bytes of each dense tensor of a layer that is not done."""
+        ...
+
+    def finish(self, index: int, stats: LayerStats | None, resident: Resident) -> None:
+        """A layer was run; `stats` is None in a layer without routed experts."""
+        ...
+
+    def kept(self, index: int) -> tuple[int, ...]:
+        """The kept experts of a finished layer, for running later layers on it."""
+        ...
+
+    def drain(self) -> None:
+        """Waits until finished layers are on the disk."""
+        ...
+
+
+class Snapshots:
+    """Hidden states saved now and then, so that a stopped pass need not begin at the first layer.
+
+    Args:
+        directory: where the one snapshot lies.
+        seconds: least time between two.
+    """
+
+    def __init__(self, directory: Path, seconds: float) -> None:
+        self.path = directory / "states.safetensors"
+        self._seconds = seconds
+        self._last = time.monotonic()
+
+    def restore(self, forward: ForwardPass) -> int:
+        """Takes up a snapshot if there is one; the layer to go on with."""
+        if not self.path.exists():
+            return 0
+        return int(forward.states.restore(self.path)["layer"])
+
+    def is_due(self) -> bool:
+        """Whether enough time went by."""
+        return time.monotonic() - self._last >= self._seconds
+
+    def save(self, forward: ForwardPass, layer: int) -> None:
+        """Saves the states that go into `layer`."""
+        forward.states.save(self.path, layer=layer)
+        self._last = time.monotonic()
+
+
+class LayerPass:
+    """Runs layers in order up to the last one with routed experts.
+
+    Args:
+        ready: what was prepared.
+        forward: the hidden states and the layers.
+        sink: receives finished layers.
+        snapshots: where hidden states are saved.
+        reduced: the architecture with as many experts as are kept, where later layers see pruned
+            ones; None where they see the original model.
+    """
+
+    def __init__(
+        self,
+        ready: Preparation,
+        forward: ForwardPass,
+        sink: LayerSink,
+        snapshots: Snapshots,
+        reduced: Architecture | None = None,
+    ) -> None:
+        self._ready = ready
+        self._forward = forward
+        self._sink = sink
+        self._snapshots = snapshots
+        self._reduced = reduced
+        self.non_finite: dict[int, int] = {}
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that must run: none behind the last MoE layer."""
+        return self._ready.model.architecture.moe_layers[-1] + 1
+
+    def run(self) -> None:
+        """Runs every layer that is left."""
+        if all(self._sink.is_done(index) for index in range(self.num_layers)):
+            return
+        first = self._snapshots.restore(self._forward)
+        if first == 0:
+            self._forward.embed()
+        self._forward.skip(first)
+        for index in range(first, self.num_layers):
+            self._run_layer(index)
+            if self._snapshots.is_due() and index + 1 < self.num_layers:
+                self._sink.drain()
+                self._snapshots.save(self._forward, index + 1)
+
+    def _run_layer(self, index: int) -> None:
+        architecture = self._ready.model.architecture
+        is_moe, done = index in architecture.experts_paths, self._sink.is_done(index)
+        accumulator = None
+        if is_moe and not done:
+            accumulator = SaliencyAccumulator(
+                architecture.num_experts, len(self._ready.corpus.sources), self._ready.device
+            )
+        sink = None if done else self._sink.take
+        with self._forward.layer(index, accumulator, sink) as layer:
+            onward = index + 1 < self.num_layers
+            prune_first = is_moe and self._reduced is not None
+            if not (done and prune_first):
+                self._forward.advance(index, layer, store=onward and not prune_first)
+            if not done:
+                self._finish(index, layer, accumulator)
+            if prune_first and onward:
+                self._advance_pruned(index, layer)
+
+    def _finish(
+        self, index: int, layer: StreamedLayer, accumulator: SaliencyAccumulator | None
+    ) -> None:
+        if accumulator is None or layer.store is None:
+            self._sink.finish(index, None, lambda _: None)
+            return
+        stats, lost = accumulator.finish()
+        routed = int(stats.tokens.sum())
+        if lost:
+            self.non_finite[index] = lost
+        if lost > _MAX_LOST_SHARE * (routed + lost):
+            message = (
+                f"layer {index}: {lost} of {routed + lost} expert outputs are not finite; "
+                "the weights are damaged or need --compute-dtype float32"
+            )
+            raise CalibrationError(message)
+        stats.check(f"layer {index}")
+        self._sink.finish(index, stats, layer.store.resident)
+
+    def _advance_pruned(self, index: int, layer: StreamedLayer) -> None:
+        assert self._reduced is not None
+        kept = self._sink.kept(index)
+        with self._forward.pruned_layer(index, layer, self._reduced, kept) as pruned:
+            self._forward.advance(index, pruned)

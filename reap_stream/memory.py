@@ -1,0 +1,239 @@
+"""How much memory a pass takes, decided before it starts and reported when it ends.
+
+    peak host memory =  what the process holds before the pass
+                      + dense part of the largest layer, decoded
+                      + experts held as bytes (all of a layer, or as many as the budget allows)
+                      + one expert, decoded
+                      + hidden states (or a file)
+                      + what a batch needs while it runs
+
+Nothing in it grows with the number of layers.
+"""
+
+from __future__ import annotations
+
+import os
+import resource
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reap_stream.errors import UsageError
+from reap_stream.model.architecture import Architecture
+from reap_stream.model.layer import LayerFeeds, feed_refs
+from reap_stream.model.store import MOVING_SLOTS, SlotLayout
+from reap_stream.model.transformers_api import get_tensor, parameter_dtype
+
+_AVAILABLE_SHARE = 0.8
+# Room a batch may take if nothing else is said: enough for products to run at full rate.
+_BATCH_NBYTES = 768 * 2**20
+_MAX_BATCH_TOKENS = 16384
+# A batch is not cut below this to make room for experts: products would slow down more than
+# reading experts again costs.
+_MIN_BATCH_TOKENS = 1024
+_STREAMING_SLOTS = 1 + MOVING_SLOTS
+
+
+@dataclass(frozen=True, slots=True)
+class Demands:
+    """What a model's layers take, in bytes.
+
+    Attributes:
+        dense: parameters of the largest layer but its routed experts, as they are computed with.
+        largest_tensor: the largest dense tensor as it is on disk; it is held while it is decoded.
+        slot: one expert as it is on disk.
+        fused: experts tensors that can only be held whole, on disk and decoded.
+        expert: one expert, decoded.
+        per_token: what each token of a batch takes while a layer runs.
+        num_experts: experts of a layer.
+    """
+
+    dense: int
+    largest_tensor: int
+    slot: int
+    fused: int
+    expert: int
+    per_token: int
+    num_experts: int
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryPlan:
+    """What was decided.
+
+    Attributes:
+        budget: host memory that may be used, in bytes.
+        batch_tokens: tokens that run together.
+        expert_slots: experts of a layer held at a time.
+        spill: hidden states go to a file.
+        peak_host: predicted peak of resident memory.
+        peak_device: predicted peak of device memory; 0 on the CPU.
+        grouped: experts run in grouped matrix products.
+    """
+
+    budget: int
+    batch_tokens: int
+    expert_slots: int
+    spill: bool
+    peak_host: int
+    peak_device: int
+    grouped: bool = False
+
+
+def measure_demands(
+    architecture: Architecture, feeds: list[LayerFeeds], dtype: torch.dtype
+) -> Demands:
+    """What the layers of a model take when they compute in `dtype`."""
+    dense, largest = 0, 0
+    slot, fused = 0, 0
+    for layer in feeds:
+        dense = max(dense, sum(_decoded(architecture, f.target, dtype) for f in layer.dense))
+        largest = max([largest, *(ref.nbytes for ref in feed_refs(layer.dense))])
+        own = {
+            leaf: feed
+            for leaf, feed in layer.experts.items()
+            if len(feed.groups[0][1]) == architecture.num_experts
+        }
+        slot = max(slot, SlotLayout(own).nbytes if own else 0)
+        whole = [feed for leaf, feed in layer.experts.items() if leaf not in own]
+        raw = sum(ref.nbytes for ref in feed_refs(whole))
+        decoded = sum(_decoded(architecture, f.target, dtype) for f in whole if not _is_view(f))
+        fused = max(fused, raw + decoded)
+    first = architecture.experts_paths[architecture.moe_layers[0]]
+    expert = sum(
+        parameter.numel() for parameter in architecture.model.get_submodule(first).parameters()
+    )
+    return Demands(
+        dense=dense,
+        largest_tensor=largest,
+        slot=slot,
+        fused=fused,
+        expert=expert // architecture.num_experts * dtype.itemsize,
+        per_token=_per_token(architecture, dtype),
+        num_experts=architecture.num_experts,
+    )
+
+
+def plan_memory(
+    demands: Demands,
+    *,
+    hidden_nbytes: int,
+    budget: int | None,
+    batch_tokens: int | None,
+    device: torch.device,
+) -> MemoryPlan:
+    """Divides the budget: first what must be, then hidden states, then experts, then the batch.
+
+    Args:
+        demands: what the layers take.
+        hidden_nbytes: all hidden states.
+        budget: host memory in bytes; None: most of what the machine has free.
+        batch_tokens: as the user said, or None.
+        device: where layers run.
+
+    Raises:
+        UsageError: the budget cannot hold even a few experts; the message gives the least.
+    """
+    on_device = device.type == "cuda"
+    allowed = available_nbytes() if budget is None else budget
+    base = resident_nbytes() + demands.fused + demands.largest_tensor
+    if not on_device:
+        base += demands.dense + demands.expert
+    tokens = batch_tokens or max(1, min(_MAX_BATCH_TOKENS, _BATCH_NBYTES // demands.per_token))
+    least = base + min(demands.num_experts, _STREAMING_SLOTS) * demands.slot
+    if batch_tokens is None and not on_device:
+        spare = allowed - least
+        tokens = max(min(tokens, _MIN_BATCH_TOKENS), min(tokens, spare // 3 // demands.per_token))
+    working = 0 if on_device else tokens * demands.per_token
+    if least + working > allowed:
+        message = (
+            f"the memory budget is {gib(allowed)}, this model needs at least "
+            f"{gib(least + working)} with batches of {tokens} tokens; raise --memory"
+            + ("" if batch_tokens is None else " or lower --batch-tokens")
+        )
+        raise UsageError(message)
+    room = allowed - least - working
+    spill = hidden_nbytes > room // 2
+    room -= 0 if spill else hidden_nbytes
+    slots = min(demands.num_experts, _STREAMING_SLOTS)
+    slots += min(demands.num_experts - slots, room // demands.slot) if demands.slot else 0
+    peak = least + working + (0 if spill else hidden_nbytes)
+    peak += (slots - min(demands.num_experts, _STREAMING_SLOTS)) * demands.slot
+    grouped, peak_device = _plan_device(demands, tokens, device) if on_device else (False, 0)
+    return MemoryPlan(allowed, tokens, slots, spill, peak, peak_device, grouped)
+
+
+def _plan_device(demands: Demands, tokens: int, device: torch.device) -> tuple[bool, int]:
+    """Whether all experts of a layer fit on the device decoded, and the peak either way."""
+    free, _ = torch.cuda.mem_get_info(device)
+    base = demands.dense + demands.largest_tensor + tokens * demands.per_token
+    # Grouped products hold the outputs of all routed tokens at once.
+    everything = base + demands.expert * demands.num_experts + 4 * tokens * demands.per_token
+    if everything < free * _AVAILABLE_SHARE:
+        return True, everything
+    return False, base + 3 * demands.expert
+
+
+def _decoded(architecture: Architecture, target: str, dtype: torch.dtype) -> int:
+    tensor = get_tensor(architecture.model, target)
+    held = parameter_dtype(architecture.model, target, dtype)
+    return tensor.numel() * held.itemsize
+
+
+def _is_view(feed: Any) -> bool:
+    return feed.groups[0][0] is None and all(w.is_plain for _, ws in feed.groups for w in ws)
+
+
+def _per_token(architecture: Architecture, dtype: torch.dtype) -> int:
+    """Bytes a token takes while a layer runs: its widest intermediates and the running sums.
+
+    Measured on GLM-4.6's widths the peak is four to five of the widest intermediates (queries,
+    rotated queries, keys and attention outputs, or gate, up and their product).
+    """
+    model = architecture.model
+    widest = max(
+        int(max(parameter.shape))
+        for name, parameter in model.named_parameters()
+        if parameter.dim() == 2
+        and architecture.layer_of(name) is not None
+        and name not in architecture.sliced
+    )
+    hidden = int(model.get_input_embeddings().weight.shape[-1])
+    return (5 * widest + 6 * hidden) * dtype.itemsize + 4 * hidden
+
+
+def resident_nbytes() -> int:
+    """Resident memory of this process now, in bytes; the peak where the system does not say."""
+    statm = Path("/proc/self/statm")
+    if not statm.exists():
+        return peak_resident_nbytes()
+    return int(statm.read_text(encoding="ascii").split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def peak_resident_nbytes() -> int:
+    """Largest resident memory this process ever had, in bytes."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def available_nbytes() -> int:
+    """Host memory this process may come to use: most of what is free, within its control group."""
+    free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text(encoding="ascii").splitlines():
+            if line.startswith("MemAvailable:"):
+                free = int(line.split()[1]) * 1024
+    limit = Path("/sys/fs/cgroup/memory.max")
+    if limit.exists():
+        text = limit.read_text(encoding="ascii").strip()
+        free = min(free, int(text)) if text.isdigit() else free
+    return int(free * _AVAILABLE_SHARE) + resident_nbytes()
+
+
+def gib(nbytes: int) -> str:
+    """A number of bytes for people: ``3.25 GiB``."""
+    return f"{nbytes / 2**30:.2f} GiB"

@@ -1,0 +1,289 @@
+"""The routed experts of a layer, run on the tokens the router sent to them.
+
+This is the function behind transformers' experts call. It takes the router's own choice of
+experts and its gate weights as they are, runs each expert on its tokens only, and shows every
+(expert, gate weight, output) to the statistics before the outputs are weighted and summed:
+
+    S_j = 1/|X_j| * sum over tokens x in X_j of g_j(x) * ||f_j(x)||_2      (arXiv 2510.13999, eq. 9)
+
+g_j is the number that multiplies f_j(x) in the model's own sum, so no routing is re-derived.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Literal, Protocol
+
+import torch
+from torch import nn
+from torch.nn import functional
+
+from reap_stream import _native
+from reap_stream.errors import ReapStreamError, UnsupportedError
+from reap_stream.model.transformers_api import apply_gate, grouped_product, register_experts
+
+_RUNNER = "_reap_stream_runner"
+Linear = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
+_NATIVE_TAGS: Final[dict[torch.dtype, Literal["bf16", "f16", "f32"]]] = {
+    torch.bfloat16: "bf16",
+    torch.float16: "f16",
+    torch.float32: "f32",
+}
+
+
+class ParameterSource(Protocol):
+    """Where an expert's parameters come from; see `ExpertStore`."""
+
+    def stacked(self, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+        """The parameters of all experts at once, [experts, ...] each."""
+        ...
+
+    def parameters(
+        self, expert: int, dtype: torch.dtype, device: torch.device, following: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parameters of one expert by leaf name."""
+        ...
+
+
+class Statistics(Protocol):
+    """What is done with every expert's outputs."""
+
+    def add(
+        self,
+        experts: int | torch.Tensor,
+        rows: torch.Tensor,
+        gates: torch.Tensor,
+        sources: torch.Tensor,
+    ) -> None:
+        """Takes outputs [n, hidden], their expert (one, or [n]), gate weights [n], sources [n]."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BatchTokens:
+    """The tokens of the batch that runs.
+
+    Attributes:
+        valid: bool [rows × width], False at padding.
+        sources: int32 [rows × width], the calibration source of each token.
+    """
+
+    valid: torch.Tensor
+    sources: torch.Tensor
+
+
+class RoutedExperts:
+    """Runs one layer's experts from a store of their weights.
+
+    Args:
+        module: transformers' experts module; gives flags and activation, its weights are unused.
+        store: where parameters come from.
+        experts_per_token: top-k that the router must show.
+        kept: for a pruned layer, the store's expert behind each of the layer's; None: all.
+        statistics: is shown the outputs; None: the forward alone.
+        grouped: run all experts in grouped matrix products, which holds all of them decoded.
+    """
+
+    def __init__(
+        self,
+        module: nn.Module,
+        store: ParameterSource,
+        experts_per_token: int,
+        *,
+        kept: Sequence[int] | None = None,
+        statistics: Statistics | None = None,
+        grouped: bool = False,
+    ) -> None:
+        self._module: Any = module
+        self._store = store
+        self._experts_per_token = experts_per_token
+        self._kept = kept
+        self._statistics = statistics
+        self._grouped = grouped
+        self.batch: BatchTokens | None = None
+        self.calls = 0
+
+    def __call__(
+        self, hidden_states: torch.Tensor, top_k_index: torch.Tensor, top_k_weights: torch.Tensor
+    ) -> torch.Tensor:
+        """Sums the weighted expert outputs of each token.
+
+        Args:
+            hidden_states: [tokens, hidden].
+            top_k_index: [tokens, k] expert numbers.
+            top_k_weights: [tokens, k] gate weights.
+
+        Returns:
+            [tokens, hidden], zero at padding.
+        """
+        self.calls += 1
+        batch = self._check(hidden_states, top_k_index)
+        gates = top_k_weights.float()
+        out = torch.zeros(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
+        routed = sort_by_expert(top_k_index, batch.valid, int(self._module.num_experts))
+        run = self._run_grouped if self._grouped else self._run_each
+        run(hidden_states, gates, routed, out)
+        return out.to(hidden_states.dtype)
+
+    def _run_each(
+        self,
+        hidden_states: torch.Tensor,
+        gates: torch.Tensor,
+        routed: RoutedPairs,
+        out: torch.Tensor,
+    ) -> None:
+        assert self.batch is not None
+        reached = [expert for expert, count in enumerate(routed.counts) if count]
+        start = 0
+        for expert, following in zip(reached, [*reached[1:], None], strict=True):
+            stop = start + routed.counts[expert]
+            tokens, slots = routed.tokens[start:stop], routed.slots[start:stop]
+            start = stop
+            parameters = self._store.parameters(
+                self._source(expert),
+                hidden_states.dtype,
+                hidden_states.device,
+                None if following is None else self._source(following),
+            )
+            rows = self._run(hidden_states[tokens], parameters, functional.linear)
+            gate = gates[tokens, slots]
+            if self._statistics is not None:
+                self._statistics.add(expert, rows, gate, self.batch.sources[tokens])
+            _combine(out, rows, gate, tokens)
+
+    def _run_grouped(
+        self,
+        hidden_states: torch.Tensor,
+        gates: torch.Tensor,
+        routed: RoutedPairs,
+        out: torch.Tensor,
+    ) -> None:
+        assert self.batch is not None
+        stacked = self._store.stacked(hidden_states.dtype, hidden_states.device)
+        if self._kept is not None:
+            stacked = {leaf: tensor[list(self._kept)] for leaf, tensor in stacked.items()}
+        device = hidden_states.device
+        counts = torch.tensor(routed.counts, device=device)
+        ends = torch.cumsum(counts, 0, dtype=torch.int32)
+        experts = torch.repeat_interleave(torch.arange(len(counts), device=device), counts)
+
+        def linear(
+            rows: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+        ) -> torch.Tensor:
+            product = grouped_product(rows, weight.transpose(-2, -1), ends)
+            return product if bias is None else product + bias[experts]
+
+        rows = self._run(hidden_states[routed.tokens], stacked, linear)
+        gate = gates[routed.tokens, routed.slots]
+        if self._statistics is not None:
+            self._statistics.add(experts, rows, gate, self.batch.sources[routed.tokens])
+        _combine(out, rows, gate, routed.tokens)
+
+    def _source(self, expert: int) -> int:
+        return expert if self._kept is None else self._kept[expert]
+
+    def _check(self, hidden_states: torch.Tensor, top_k_index: torch.Tensor) -> BatchTokens:
+        batch = self.batch
+        kind = type(self._module).__name__
+        if batch is None:
+            message = f"{kind} was called outside a batch"
+            raise ReapStreamError(message)
+        if hidden_states.dim() != 2 or len(hidden_states) != len(batch.valid):
+            message = (
+                f"{kind} got hidden states {list(hidden_states.shape)}, expected one row for each "
+                f"of {len(batch.valid)} tokens; this version has no adapter for it"
+            )
+            raise UnsupportedError(message)
+        if tuple(top_k_index.shape) != (len(batch.valid), self._experts_per_token):
+            message = (
+                f"{kind} got a choice of experts {list(top_k_index.shape)}, expected "
+                f"[{len(batch.valid)}, {self._experts_per_token}]"
+            )
+            raise UnsupportedError(message)
+        return batch
+
+    def _run(
+        self, rows: torch.Tensor, parameters: dict[str, torch.Tensor], linear: Linear
+    ) -> torch.Tensor:
+        """Experts on their tokens: up (and gate) projection, activation, down projection."""
+        module = self._module
+        hidden = self._project(
+            rows, parameters, "gate_up_proj" if module.has_gate else "up_proj", linear
+        )
+        hidden = apply_gate(module, hidden) if module.has_gate else module.act_fn(hidden)
+        hidden = self._project(hidden, parameters, "down_proj", linear)
+        return module.post_expert_norm(hidden) if module.has_post_expert_norm else hidden
+
+    def _project(
+        self, rows: torch.Tensor, parameters: dict[str, torch.Tensor], leaf: str, linear: Linear
+    ) -> torch.Tensor:
+        weight = parameters[leaf]
+        weight = weight.transpose(-2, -1) if self._module.is_transposed else weight
+        return linear(rows, weight, parameters[f"{leaf}_bias"] if self._module.has_bias else None)
+
+
+@dataclass(frozen=True, slots=True)
+class RoutedPairs:
+    """(token, expert) pairs sorted by expert, then by token; padding left out.
+
+    Attributes:
+        tokens: int64 [pairs] token numbers.
+        slots: int64 [pairs] positions in the token's top-k.
+        counts: pairs of each expert.
+    """
+
+    tokens: torch.Tensor
+    slots: torch.Tensor
+    counts: list[int]
+
+
+def sort_by_expert(top_k_index: torch.Tensor, valid: torch.Tensor, num_experts: int) -> RoutedPairs:
+    """Sorts the router's choice [tokens, k] by expert; tokens where `valid` is False drop out."""
+    top_k = top_k_index.shape[1]
+    # Padding is sent to a number past the last expert, so that it is sorted to the end.
+    flat = torch.where(valid[:, None], top_k_index, num_experts).reshape(-1)
+    counts = torch.bincount(flat, minlength=num_experts + 1)[:num_experts].tolist()
+    pairs = torch.argsort(flat, stable=True)[: sum(counts)]
+    return RoutedPairs(torch.div(pairs, top_k, rounding_mode="floor"), pairs % top_k, counts)
+
+
+def _combine(
+    out: torch.Tensor, rows: torch.Tensor, gates: torch.Tensor, tokens: torch.Tensor
+) -> None:
+    tag = _NATIVE_TAGS.get(rows.dtype)
+    if out.device.type != "cpu" or tag is None:
+        out.index_add_(0, tokens, rows.float() * gates[:, None])
+        return
+    _native.combine(
+        rows.contiguous().view(torch.uint8).numpy(),
+        tag,
+        gates.contiguous().numpy(),
+        tokens.numpy(),
+        out.numpy(),
+        rows.shape[1],
+        threads=torch.get_num_threads(),
+    )
+
+
+def attach(module: nn.Module, runner: RoutedExperts | None) -> None:
+    """Makes `runner` the experts call of `module`; None detaches."""
+    setattr(module, _RUNNER, runner)
+
+
+def install() -> None:
+    """Registers our experts call with transformers; harmless to repeat."""
+    register_experts(_experts_call)
+
+
+def _experts_call(
+    module: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    runner: RoutedExperts | None = getattr(module, _RUNNER, None)
+    if runner is None:
+        message = f"{type(module).__name__} was called without a layer's weights"
+        raise ReapStreamError(message)
+    return runner(hidden_states, top_k_index, top_k_weights)

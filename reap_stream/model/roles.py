@@ -1,0 +1,291 @@
+"""Which checkpoint tensor feeds which parameter, and what pruning does to each tensor.
+
+Checkpoints name experts in two ways: a tensor for each expert, or one tensor that holds all.
+Which it is follows from how many tensors transformers' key mapping sends to a parameter that
+pruning slices. Tensors transformers does not load are judged by their neighbours: companions
+of an expert's weight travel with it, and a next-token-prediction (MTP) layer is sliced as the
+decoder layer whose names it repeats.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from reap_stream.checkpoint.refs import WHOLE, Role, TensorRef
+from reap_stream.errors import UnsupportedError
+from reap_stream.formats import Weight
+from reap_stream.model.architecture import Architecture
+from reap_stream.model.transformers_api import KeyMap, get_tensor
+
+_LAYER = re.compile(r"^(?:.*?\.)?layers\.(\d+)\.(.+)$")
+_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
+# Buffers of old checkpoints that transformers computes itself; their length means nothing.
+_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|position_ids$")
+
+
+@dataclass(frozen=True, slots=True)
+class Feed:
+    """What a parameter is made of.
+
+    Attributes:
+        target: the parameter (the first, where a converter makes several).
+        groups: (converter pattern or None, weights in checkpoint order).
+    """
+
+    target: str
+    groups: tuple[tuple[str | None, tuple[Weight, ...]], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class TensorMap:
+    """The checkpoint seen from the model.
+
+    Attributes:
+        feeds: parameter → what it is made of.
+        roles: every tensor of the checkpoint → what pruning does to it.
+        mtp_layers: layer numbers of next-token-prediction layers, as `Role.layer` has them.
+        mtp_tensors: names of all tensors of those layers.
+    """
+
+    feeds: dict[str, Feed]
+    roles: dict[str, Role]
+    mtp_layers: tuple[int, ...]
+    mtp_tensors: frozenset[str]
+
+
+def map_tensors(
+    architecture: Architecture,
+    keys: KeyMap,
+    tensors: Mapping[str, TensorRef],
+    weights: Mapping[str, Weight],
+) -> TensorMap:
+    """Maps a checkpoint onto a model.
+
+    Raises:
+        UnsupportedError: a parameter has no tensor, an experts tensor has no known layout, or
+            a tensor that no parameter takes seems to hold experts.
+    """
+    feeds, taken = _collect_feeds(keys, weights)
+    _check_complete(architecture, feeds)
+    roles: dict[str, Role] = {}
+    for target, feed in feeds.items():
+        if target in architecture.sliced:
+            roles.update(_slice_roles(architecture, keys, feed))
+    _adopt_companions(roles, tensors)
+    mtp = _map_mtp(architecture, roles, tensors, taken)
+    _refuse_unclaimed_experts(architecture, roles, tensors, taken)
+    for name in tensors:
+        roles.setdefault(name, WHOLE)
+    layers = sorted({layer for layer, _ in mtp.values()})
+    return TensorMap(feeds, roles, tuple(layers), frozenset(mtp))
+
+
+def natural_key(name: str) -> list[tuple[int, int | str]]:
+    """Sort key under which expert 10 follows expert 9."""
+    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
+
+
+def _collect_feeds(keys: KeyMap, weights: Mapping[str, Weight]) -> tuple[dict[str, Feed], set[str]]:
+    found: dict[str, dict[str | None, list[Weight]]] = defaultdict(lambda: defaultdict(list))
+    taken: set[str] = set()
+    for name in sorted(weights, key=natural_key):
+        mapped = keys.target(name)
+        if mapped is not None:
+            target, pattern = mapped
+            found[target][pattern].append(weights[name])
+            taken.update(ref.name for ref in weights[name].parts.values())
+    feeds = {}
+    for target, groups in found.items():
+        patterns = list(groups)
+        first = patterns[0]
+        if first is not None:
+            order = keys.source_patterns(first)
+            patterns.sort(key=lambda p: order.index(p) if p in order else -1)
+        feeds[target] = Feed(target, tuple((p, tuple(groups[p])) for p in patterns))
+    return feeds, taken
+
+
+def _check_complete(architecture: Architecture, feeds: Mapping[str, Feed]) -> None:
+    made = set(feeds) | architecture.tied
+    single = {
+        name
+        for name, feed in feeds.items()
+        if len(feed.groups) == 1 and feed.groups[0][0] is None
+    }  # fmt: skip
+    if len(single) < len(feeds):
+        # A converter may make several parameters of which only the first is named as target.
+        made |= {n for n in architecture.model.state_dict() if _sibling_is_fed(n, feeds, single)}
+    missing = [
+        name
+        for name in architecture.model.state_dict()
+        if name not in made and name in architecture.sliced
+    ]
+    if missing:
+        message = (
+            f"the checkpoint has no tensor for {missing[0]!r} and {len(missing) - 1} other "
+            "parameters that hold experts"
+        )
+        raise UnsupportedError(message)
+
+
+def _sibling_is_fed(name: str, feeds: Mapping[str, Feed], single: set[str]) -> bool:
+    module = name.rpartition(".")[0]
+    return any(t.rpartition(".")[0] == module for t in feeds if t not in single)
+
+
+def _slice_roles(architecture: Architecture, keys: KeyMap, feed: Feed) -> dict[str, Role]:
+    layer = architecture.layer_of(feed.target)
+    if layer is None:
+        message = f"{feed.target} depends on the number of experts but lies in no decoder layer"
+        raise UnsupportedError(message)
+    roles: dict[str, Role] = {}
+    for pattern, group in feed.groups:
+        if len(group) == architecture.num_experts:
+            roles.update(_member_roles(architecture, layer, group))
+        elif len(group) == 1:
+            dim = _source_dim(architecture, keys, feed, pattern)
+            roles.update({ref.name: Role(layer=layer, dim=dim) for ref in group[0].parts.values()})
+        else:
+            message = (
+                f"{feed.target} is fed by {len(group)} tensors like {group[0].name!r}; expected "
+                f"1 or one for each of {architecture.num_experts} experts"
+            )
+            raise UnsupportedError(message)
+    return roles
+
+
+def _member_roles(
+    architecture: Architecture, layer: int, group: tuple[Weight, ...]
+) -> dict[str, Role]:
+    split = [weight.name.split(".") for weight in group]
+    varying = [i for i, parts in enumerate(zip(*split, strict=True)) if len(set(parts)) > 1]
+    numbers = [parts[varying[0]] for parts in split] if len(varying) == 1 else []
+    if numbers != [str(expert) for expert in range(architecture.num_experts)]:
+        message = (
+            f"tensors {group[0].name!r} to {group[-1].name!r} are not numbered 0 to "
+            f"{architecture.num_experts - 1}"
+        )
+        raise UnsupportedError(message)
+    return {
+        ref.name: Role(layer=layer, expert=expert, component=varying[0])
+        for expert, weight in enumerate(group)
+        for ref in weight.parts.values()
+    }
+
+
+def _source_dim(architecture: Architecture, keys: KeyMap, feed: Feed, pattern: str | None) -> int:
+    """The dimension of a fused source tensor along which its experts lie."""
+    dim = architecture.sliced[feed.target]
+    if pattern is None:
+        return dim
+    full = get_tensor(architecture.model, feed.target).shape
+    wanted = (*full[:dim], 1, *full[dim + 1 :])
+    for candidate in range(len(feed.groups[0][1][0].shape)):
+        made = _converted_shape(keys, feed, candidate, architecture.num_experts)
+        if made == wanted:
+            return candidate
+    message = f"{feed.target}: no dimension of its source tensors holds the experts"
+    raise UnsupportedError(message)
+
+
+def _converted_shape(
+    keys: KeyMap, feed: Feed, dim: int, num_experts: int
+) -> tuple[int, ...] | None:
+    groups = []
+    for pattern, group in feed.groups:
+        shape = list(group[0].shape)
+        if dim >= len(shape) or shape[dim] != num_experts:
+            return None
+        shape[dim] = 1
+        groups.append((pattern, [torch.empty(shape, device="meta")]))
+    try:
+        return tuple(keys.convert(feed.target, groups)[feed.target].shape)
+    except (RuntimeError, ValueError, KeyError, IndexError):
+        return None
+
+
+def _adopt_companions(roles: dict[str, Role], tensors: Mapping[str, TensorRef]) -> None:
+    """Gives scales and other companions of an experts tensor the role of that tensor."""
+    modules = {
+        name.rpartition(".")[0]: role for name, role in roles.items() if role.expert is not None
+    }
+    fused = {name: role for name, role in roles.items() if role.dim is not None}
+    for name in tensors.keys() - roles.keys():
+        role = modules.get(name.rpartition(".")[0])
+        if role is None:
+            owner = next((n for n in _stems(name) if n in fused), None)
+            role = fused[owner] if owner else None
+        if role is not None:
+            roles[name] = role
+
+
+def _stems(name: str) -> list[str]:
+    """Names of which `name` may be a companion: `a.b_scale_inv` → `a.b_scale`, `a.b`."""
+    module, _, leaf = name.rpartition(".")
+    parts = leaf.split("_")
+    return [f"{module}.{'_'.join(parts[:end])}" for end in range(len(parts) - 1, 0, -1)]
+
+
+def _map_mtp(
+    architecture: Architecture,
+    roles: dict[str, Role],
+    tensors: Mapping[str, TensorRef],
+    taken: set[str],
+) -> dict[str, tuple[int, str]]:
+    """Finds MTP layers and gives their tensors roles; name → (layer number, rest of the name)."""
+    twins = _layer_roles(roles, architecture.moe_layers[-1])
+    found: dict[str, tuple[int, str]] = {}
+    for name in tensors:
+        match = _LAYER.match(name)
+        in_mtp = name.split(".")[0] == "mtp"
+        if name in taken or name in roles or not (match or in_mtp):
+            continue
+        number = int(match[1]) if match else 0
+        if in_mtp or number >= architecture.num_layers:
+            layer = number + architecture.num_layers if in_mtp else number
+            found[name] = (layer, match[2] if match else name)
+    for name, (layer, rest) in found.items():
+        if rest in twins:
+            roles[name] = _moved(twins[rest], layer, name.count(".") - rest.count("."))
+    return found
+
+
+def _layer_roles(roles: Mapping[str, Role], layer: int) -> dict[str, Role]:
+    """Roles of one layer by the name's part behind `layers.N.`, components counted in it."""
+    found = {}
+    for name, role in roles.items():
+        match = _LAYER.match(name)
+        if match is not None and role.layer == layer:
+            found[match[2]] = _moved(role, layer, match[2].count(".") - name.count("."))
+    return found
+
+
+def _moved(role: Role, layer: int, shift: int) -> Role:
+    component = None if role.component is None else role.component + shift
+    return Role(layer=layer, dim=role.dim, expert=role.expert, component=component)
+
+
+def _refuse_unclaimed_experts(
+    architecture: Architecture,
+    roles: Mapping[str, Role],
+    tensors: Mapping[str, TensorRef],
+    taken: set[str],
+) -> None:
+    moe = set(architecture.moe_layers)
+    for name, ref in tensors.items():
+        if name in roles or name in taken or _COMPUTED.search(name):
+            continue
+        match = _LAYER.match(name)
+        in_moe = match is not None and int(match[1]) in moe
+        if _EXPERT.search(name) or (in_moe and architecture.num_experts in ref.shape):
+            message = (
+                f"{ref.file}: tensor {name!r} {list(ref.shape)} seems to hold experts, but "
+                f"{architecture.name} in transformers has no parameter for it; pruning without "
+                "it would damage the model"
+            )
+            raise UnsupportedError(message)

@@ -1,0 +1,302 @@
+"""One layer's routed experts as bytes in memory: all of them, or as many as the budget allows.
+
+The bytes of an expert lie in one slot of a reused arena, in the order in which transformers joins
+them, so gate and up projections that lie apart on disk are one matrix in memory. Slots hold the
+checkpoint's own bytes: what the forward decodes is what the writer writes.
+
+    slot of expert e:  | gate.weight | up.weight | gate.scale | up.scale | down.weight | ...
+                       '----- gate_up_proj -----'
+
+With fewer slots than experts, the first experts stay and the last two slots are refilled in turn:
+the next expert's bytes are read while one expert computes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+
+from reap_stream.checkpoint.reader import Reader
+from reap_stream.checkpoint.refs import TensorRef
+from reap_stream.formats import Weight
+from reap_stream.model.loading import decode, typed
+from reap_stream.model.roles import Feed
+from reap_stream.model.transformers_api import KeyMap
+
+MOVING_SLOTS = 2
+_ALIGN = 64
+
+Bytes = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Where one tensor of an expert lies in its slot."""
+
+    leaf: str
+    group: int
+    role: str
+    offset: int
+    nbytes: int
+
+
+class SlotLayout:
+    """Order and offsets of one expert's tensors in a slot.
+
+    Args:
+        feeds: experts parameter leaf name → what it is made of, a tensor an expert.
+    """
+
+    def __init__(self, feeds: Mapping[str, Feed]) -> None:
+        self.feeds = dict(feeds)
+        self.pieces: list[_Piece] = []
+        offset = 0
+        for leaf, feed in self.feeds.items():
+            for role in feed.groups[0][1][0].parts:
+                offset = -(-offset // _ALIGN) * _ALIGN
+                for group, (_, weights) in enumerate(feed.groups):
+                    nbytes = weights[0].parts[role].nbytes
+                    self.pieces.append(_Piece(leaf, group, role, offset, nbytes))
+                    offset += nbytes
+        self.nbytes = -(-offset // _ALIGN) * _ALIGN
+
+    def ref(self, piece: _Piece, expert: int) -> TensorRef:
+        """The tensor of `expert` that lies at `piece`."""
+        return self.feeds[piece.leaf].groups[piece.group][1][expert].parts[piece.role]
+
+
+class ExpertStore:
+    """Gives the parameters of one expert at a time, decoded to the compute dtype.
+
+    Args:
+        feeds: experts parameter leaf name → what it is made of.
+        dims: leaf name → dimension of the experts in the parameter.
+        num_experts: experts of the layer.
+        keys: the checkpoint's key mapping.
+        reader: reads the bytes.
+    """
+
+    def __init__(
+        self,
+        feeds: Mapping[str, Feed],
+        dims: Mapping[str, int],
+        num_experts: int,
+        keys: KeyMap,
+        reader: Reader,
+    ) -> None:
+        own = {leaf: f for leaf, f in feeds.items() if len(f.groups[0][1]) == num_experts}
+        self.layout = SlotLayout(own)
+        self.num_experts = num_experts
+        self._fused = {leaf: feed for leaf, feed in feeds.items() if leaf not in own}
+        self._dims = dict(dims)
+        self._keys = keys
+        self._reader = reader
+        self._arena = torch.empty(0, dtype=torch.uint8)
+        self._resident = 0
+        self._moving: dict[int, tuple[int, Future[None]]] = {}
+        self._turn = 0
+        self._pool: ThreadPoolExecutor | None = None
+        self._places: dict[str, tuple[int, int]] = {}
+        self._whole: dict[str, torch.Tensor] = {}
+        self._converted: dict[str, torch.Tensor] = {}
+        self._scratch: dict[str, torch.Tensor] = {}
+        self._stack: dict[str, torch.Tensor] = {}
+        self._stack_is_current = False
+
+    @property
+    def fused_nbytes(self) -> int:
+        """Bytes of tensors that hold all experts at once; they are held whole."""
+        groups = (group for feed in self._fused.values() for group in feed.groups)
+        return sum(weight.nbytes for _, weights in groups for weight in weights)
+
+    def open(self, arena: torch.Tensor, slots: int) -> None:
+        """Reads the experts that stay in memory: all of them where `slots` suffices.
+
+        Args:
+            arena: uint8, at least `slots` × `layout.nbytes` long, reused between layers.
+            slots: experts held at a time; more than `MOVING_SLOTS` unless it is all of them.
+        """
+        everything = slots >= self.num_experts
+        self._arena = arena
+        self._resident = self.num_experts if everything else slots - MOVING_SLOTS
+        for feed in self._fused.values():
+            for _, weights in feed.groups:
+                for ref in weights[0].parts.values():
+                    self._whole[ref.name] = torch.from_numpy(self._reader.read(ref))
+        if not self.layout.pieces:
+            return
+        self._reader.read_into([r for e in range(self._resident) for r in self._requests(e, e)])
+        for expert in range(self._resident):
+            for piece in self.layout.pieces:
+                start = expert * self.layout.nbytes + piece.offset
+                self._places[self.layout.ref(piece, expert).name] = (start, piece.nbytes)
+
+    def close(self) -> None:
+        """Forgets the bytes; the arena stays the caller's."""
+        if self._pool is not None:
+            self._pool.shutdown(cancel_futures=True)
+            self._pool = None
+        for mapping in (self._moving, self._places, self._whole, self._converted, self._stack):
+            mapping.clear()
+        self._stack_is_current = False
+        self._arena = torch.empty(0, dtype=torch.uint8)
+
+    def resident(self, ref: TensorRef) -> Bytes | None:
+        """The bytes of a tensor if they stay in memory, else None."""
+        if ref.name in self._whole:
+            whole: Bytes = self._whole[ref.name].numpy()
+            return whole
+        if ref.name not in self._places:
+            return None
+        start, nbytes = self._places[ref.name]
+        piece: Bytes = self._arena[start : start + nbytes].numpy()
+        return piece
+
+    def parameters(
+        self, expert: int, dtype: torch.dtype, device: torch.device, following: int | None = None
+    ) -> dict[str, torch.Tensor]:
+        """The parameters of one expert.
+
+        Args:
+            expert: number of the expert.
+            dtype: compute dtype.
+            device: where they go.
+            following: the expert that will be asked for next, to be read meanwhile.
+
+        Returns:
+            Leaf name → tensor without the expert dimension, valid until the next call.
+        """
+        base = self._bring(expert) * self.layout.nbytes if self.layout.pieces else 0
+        if following is not None and self.layout.pieces and not self._held(following):
+            self._fetch(following)
+        made = {
+            leaf: self._from_slot(leaf, expert, base, dtype, device) for leaf in self.layout.feeds
+        }
+        for leaf in self._fused:
+            if leaf not in self._converted:
+                self._convert_fused(leaf, dtype, device)
+        for leaf, tensor in self._converted.items():
+            made[leaf] = tensor.select(self._dims[leaf], expert)
+        return made
+
+    def stacked(self, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
+        """The parameters of all experts, [experts, ...] each, decoded once a layer."""
+        if not self._stack_is_current:
+            for expert in range(self.num_experts):
+                following = expert + 1 if expert + 1 < self.num_experts else None
+                for leaf, tensor in self.parameters(expert, dtype, device, following).items():
+                    stack = self._stack.get(leaf)
+                    if stack is None:
+                        shape = (self.num_experts, *tensor.shape)
+                        stack = torch.empty(shape, dtype=dtype, device=device)
+                        self._stack[leaf] = stack
+                    stack[expert].copy_(tensor)
+            self._stack_is_current = True
+        return self._stack
+
+    def _held(self, expert: int) -> bool:
+        return expert < self._resident or expert in self._moving
+
+    def _bring(self, expert: int) -> int:
+        """Waits until the expert's bytes are in memory; its slot."""
+        if expert < self._resident:
+            return expert
+        if expert not in self._moving:
+            self._fetch(expert)
+        slot, future = self._moving[expert]
+        future.result()
+        return slot
+
+    def _fetch(self, expert: int) -> None:
+        if self._pool is None:
+            self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reap-experts")
+        slot = self._resident + self._turn
+        self._turn = (self._turn + 1) % MOVING_SLOTS
+        for number in [n for n, (taken, _) in self._moving.items() if taken == slot]:
+            del self._moving[number]
+        requests = self._requests(expert, slot)
+        self._moving[expert] = (slot, self._pool.submit(self._reader.read_into, requests))
+
+    def _requests(self, expert: int, slot: int) -> list[tuple[TensorRef, int, int, Bytes]]:
+        requests = []
+        for piece in self.layout.pieces:
+            start = slot * self.layout.nbytes + piece.offset
+            target = self._arena[start : start + piece.nbytes].numpy()
+            requests.append((self.layout.ref(piece, expert), 0, piece.nbytes, target))
+        return requests
+
+    def _raw(self, base: int, leaf: str, group: int) -> dict[str, torch.Tensor]:
+        return {
+            piece.role: self._arena[base + piece.offset : base + piece.offset + piece.nbytes]
+            for piece in self.layout.pieces
+            if piece.leaf == leaf and piece.group == group
+        }
+
+    def _from_slot(
+        self, leaf: str, expert: int, base: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        feed = self.layout.feeds[leaf]
+        weights = [group[expert] for _, group in feed.groups]
+        pattern = feed.groups[0][0]
+        raws = [self._raw(base, leaf, group) for group in range(len(weights))]
+        if pattern is None or not self._keys.stacks_rows(pattern):
+            groups = [
+                (p, [decode(weight, raw, dtype, device)])
+                for (p, _), weight, raw in zip(feed.groups, weights, raws, strict=True)
+            ]
+            return self._keys.convert(feed.target, groups)[feed.target].select(self._dims[leaf], 0)
+        if all(weight.is_plain for weight in weights):
+            return self._joined_view(weights, raws, dtype, device)
+        return self._decode_rows(leaf, weights, raws, dtype, device)
+
+    def _joined_view(
+        self,
+        weights: list[Weight],
+        raws: list[dict[str, torch.Tensor]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> torch.Tensor:
+        """Plain weights that lie side by side are one matrix already."""
+        first = raws[0]["weight"]
+        nbytes = sum(len(raw["weight"]) for raw in raws)
+        joined = first.as_strided((nbytes,), (1,))
+        ref = weights[0].parts["weight"]
+        rows = sum(weight.shape[0] for weight in weights)
+        whole = TensorRef(ref.name, ref.file, ref.dtype, (rows, *ref.shape[1:]), 0, nbytes)
+        return typed(whole, joined).to(device=device, dtype=dtype, non_blocking=True)
+
+    def _decode_rows(
+        self,
+        leaf: str,
+        weights: list[Weight],
+        raws: list[dict[str, torch.Tensor]],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> torch.Tensor:
+        shape = (sum(weight.shape[0] for weight in weights), *weights[0].shape[1:])
+        out = self._scratch.get(leaf)
+        if out is None or out.shape != shape or out.dtype != dtype or out.device != device:
+            out = self._scratch[leaf] = torch.empty(shape, dtype=dtype, device=device)
+        row = 0
+        for weight, raw in zip(weights, raws, strict=True):
+            parts = {
+                role: typed(ref, raw[role]).to(device, non_blocking=True)
+                for role, ref in weight.parts.items()
+            }
+            weight.format.decode(weight, parts, out[row : row + weight.shape[0]])
+            row += weight.shape[0]
+        return out
+
+    def _convert_fused(self, leaf: str, dtype: torch.dtype, device: torch.device) -> None:
+        feed = self._fused[leaf]
+        groups = []
+        for pattern, weights in feed.groups:
+            raw = {role: self._whole[ref.name] for role, ref in weights[0].parts.items()}
+            groups.append((pattern, [decode(weights[0], raw, dtype, device)]))
+        for name, tensor in self._keys.convert(feed.target, groups).items():
+            self._converted[name.rpartition(".")[2]] = tensor

@@ -1,0 +1,195 @@
+"""The pruned checkpoints of one job while they are written: one for each target.
+
+Tensors come in as the pass reads them. What does not depend on scores is written at once; what
+does (experts, router rows) once the layer is scored; everything no layer touches at the end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reap_stream.checkpoint.job import Job
+from reap_stream.checkpoint.publish import finish_directory
+from reap_stream.checkpoint.refs import TensorRef
+from reap_stream.committing import Committer
+from reap_stream.model.opened import OpenedModel
+from reap_stream.pruning import (
+    KEPT_FILE,
+    Kept,
+    Variant,
+    config_text,
+    kept_document,
+    open_writers,
+    with_mtp,
+)
+from reap_stream.scoring.saliency import LayerStats, Scores, expert_scores
+from reap_stream.scoring.scores_file import load_scores, save_scores
+from reap_stream.scoring.selection import select
+from reap_stream.settings import ChoiceSettings
+
+Resident = Callable[[TensorRef], "np.ndarray[Any, Any] | None"]
+
+
+class PrunedOutputs:
+    """Writes all variants of a job layer by layer, and journals each layer.
+
+    Args:
+        model: the source.
+        variants: what is to be written.
+        job: where it is written until it is published.
+        sources: labels of the calibration sources.
+        choice: how experts are chosen from their statistics.
+    """
+
+    def __init__(
+        self,
+        model: OpenedModel,
+        variants: list[Variant],
+        job: Job,
+        sources: tuple[str, ...],
+        choice: ChoiceSettings,
+    ) -> None:
+        self.written_nbytes = 0
+        self.copied_nbytes = 0
+        self._model = model
+        self._variants = variants
+        self._job = job
+        self._sources = sources
+        # A run stopped before its first layer may have stopped while taking room: take it anew.
+        self._writers = open_writers(model, variants, job.path("out"), resume=bool(job.entries))
+        self.committer = Committer(job, self._writers)
+        self._kept: list[Kept] = [{} for _ in variants]
+        self._held: dict[str, np.ndarray[Any, Any]] = {}
+        self._whole: list[str] = []
+        self._whole_done: set[str] = set()
+        self._choice = choice
+        self._groups = model.architecture.routing.groups
+        self.done: dict[int, LayerStats | None] = {}
+        self._rest_done = False
+        for entry in job.entries:
+            self._take_up(entry)
+
+    def _take_up(self, entry: Mapping[str, Any]) -> None:
+        """Learns from a line of the journal what an earlier run finished."""
+        self._rest_done = self._rest_done or entry["step"] == "rest"
+        if entry["step"] != "layer":
+            return
+        index = int(entry["layer"])
+        self._whole_done.update(entry["whole"])
+        if not entry["kept"]:
+            self.done[index] = None
+            return
+        self.done[index] = load_scores(self._scores_path(index)).layers[index]
+        for variant, kept in zip(self._variants, self._kept, strict=True):
+            kept[index] = tuple(entry["kept"][str(variant.target.keep)])
+
+    def is_done(self, index: int) -> bool:
+        """Whether the layer is written."""
+        return index in self.done
+
+    def kept(self, index: int) -> tuple[int, ...]:
+        """The kept experts of a finished layer in the first variant."""
+        return self._kept[0][index]
+
+    def drain(self) -> None:
+        """Waits until finished layers are on the disk."""
+        self.committer.drain()
+
+    def take(self, ref: TensorRef, raw: np.ndarray[Any, Any]) -> None:
+        """Is shown a dense tensor's bytes: writes it, or keeps it until the layer is scored."""
+        if self._model.tensor_map.roles[ref.name].layer is not None:
+            self._held[ref.name] = raw
+            return
+        for writer in self._writers:
+            self._count(writer.write([writer.plan.tensors[ref.name]], {}, lambda _: raw))
+        self._whole.append(ref.name)
+
+    def _count(self, written: tuple[int, int]) -> None:
+        self.written_nbytes += written[0]
+        self.copied_nbytes += written[1]
+
+    def finish(self, index: int, stats: LayerStats | None, resident: Resident) -> None:
+        """Chooses the experts of a scored layer for each variant, writes and journals them.
+
+        Args:
+            index: the layer.
+            stats: what its experts did; None in a layer without.
+            resident: gives bytes that are in memory, None for others.
+        """
+        entry = {} if stats is None else self._write_experts(index, stats, resident)
+        self._held.clear()
+        self._whole_done.update(self._whole)
+        self.done[index] = stats
+        self.committer.commit(
+            {"step": "layer", "layer": index, "kept": entry, "whole": self._whole}
+        )
+        self._whole = []
+
+    def _write_experts(
+        self, index: int, stats: LayerStats, resident: Resident
+    ) -> dict[str, list[int]]:
+        def bytes_of(ref: TensorRef) -> np.ndarray[Any, Any] | None:
+            held = self._held.get(ref.name)
+            return resident(ref) if held is None else held
+
+        save_scores(self._scores_path(index), self._scores({index: stats}, {}))
+        entry: dict[str, list[int]] = {}
+        for variant, writer, kept in zip(self._variants, self._writers, self._kept, strict=True):
+            scores = expert_scores(stats, self._choice.method, self._choice.seed, index)
+            kept[index] = select(scores, variant.target.keep, self._groups)
+            entry[str(variant.target.keep)] = list(kept[index])
+            self._count(writer.write_layer(index, kept, bytes_of))
+        return entry
+
+    def finish_rest(self) -> None:
+        """Writes what no layer of the pass touched: embeddings, head, MTP layers, other parts."""
+        if self._rest_done:
+            return
+        mtp = self._model.mtp_kept_layers()
+        for writer, kept in zip(self._writers, self._kept, strict=True):
+            outs = [
+                out
+                for out in writer.plan.tensors.values()
+                if (out.layer is None and out.origin not in self._whole_done) or out.layer in mtp
+            ]
+            self._count(writer.write(outs, with_mtp(self._model, kept), lambda _: None))
+        self.committer.commit({"step": "rest"})
+        self.committer.drain()
+        self._rest_done = True
+
+    def scores(self, metadata: Mapping[str, str]) -> Scores:
+        """The statistics of all layers."""
+        layers = {i: stats for i, stats in sorted(self.done.items()) if stats is not None}
+        return self._scores(layers, metadata)
+
+    def _scores(self, layers: dict[int, LayerStats], metadata: Mapping[str, str]) -> Scores:
+        num_experts = self._model.architecture.num_experts
+        fingerprint = self._model.checkpoint.fingerprint
+        return Scores(layers, self._sources, num_experts, fingerprint, dict(metadata))
+
+    def write_documents(
+        self, documents: Callable[[Variant, Kept], Mapping[str, bytes]], mtp: str | None
+    ) -> None:
+        """Writes everything beside the shards, for each variant.
+
+        Args:
+            documents: further files of a variant by relative path.
+            mtp: what happened to next-token-prediction layers.
+        """
+        for variant, writer, chosen in zip(self._variants, self._writers, self._kept, strict=True):
+            kept = chosen if mtp == "drop" else with_mtp(self._model, chosen)
+            finish_directory(
+                writer.directory,
+                variant.plan,
+                self._model.checkpoint,
+                kept,
+                config_text(self._model, kept, variant.target.keep, mtp),
+                {KEPT_FILE: kept_document(self._model, kept), **documents(variant, kept)},
+            )
+
+    def _scores_path(self, index: int) -> Path:
+        return self._job.path("layers", f"{index}.safetensors")

@@ -1,0 +1,157 @@
+"""Everything a pass needs, opened and checked before the first weight is read."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from reap_stream.calibration.corpus import Corpus, load_corpus
+from reap_stream.calibration.spec import CalibrationSpec, parse_spec
+from reap_stream.checkpoint.source import open_config
+from reap_stream.errors import CalibrationError, UsageError
+from reap_stream.memory import MemoryPlan, measure_demands, plan_memory
+from reap_stream.model.layer import layer_feeds
+from reap_stream.model.opened import OpenedModel, check_forward, open_model
+from reap_stream.model.transformers_api import load_tokenizer
+from reap_stream.scoring.saliency import METHODS
+from reap_stream.settings import RunSettings
+
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
+
+
+@dataclass(frozen=True, slots=True)
+class Preparation:
+    """A model, its calibration rows, and how they will be run.
+
+    Attributes:
+        run: the settings.
+        model: the opened model.
+        corpus: the calibration rows.
+        device: where layers run.
+        dtype: what they compute in.
+        memory: how the memory is divided.
+    """
+
+    run: RunSettings
+    model: OpenedModel
+    corpus: Corpus
+    device: torch.device
+    dtype: torch.dtype
+    memory: MemoryPlan
+
+    def job_settings(self) -> dict[str, Any]:
+        """What decides the result; compared when a job is resumed."""
+        return {
+            **self.run.record(),
+            "device": self.device.type,
+            "compute_dtype": str(self.dtype).removeprefix("torch."),
+            "batch_tokens": self.memory.batch_tokens,
+            "source": self.model.checkpoint.fingerprint,
+            "calibration_sha256": self.corpus.sha256,
+        }
+
+
+def prepare_run(run: RunSettings) -> Preparation:
+    """Opens the model and the calibration data, and plans the memory.
+
+    Raises:
+        ReapStreamError: anything that would make the pass fail later, found now.
+    """
+    if run.method not in METHODS:
+        message = f"--method {run.method}: choose one of {', '.join(METHODS)}"
+        raise UsageError(message)
+    if run.propagate not in ("original", "pruned"):
+        message = f"--propagate {run.propagate}: choose original or pruned"
+        raise UsageError(message)
+    specs = [parse_spec(text) for text in run.calibration]
+    device = choose_device(run.device)
+    dtype = choose_dtype(run.compute_dtype, open_config(run.model).config, device)
+    model = open_model(run.model, dtype=dtype, trust_remote_code=run.trust_remote_code)
+    check_forward(model)
+    corpus = load_corpus(
+        specs,
+        read_tokenizer(run, specs),
+        samples=run.samples,
+        sequence_length=run.sequence_length,
+        seed=run.seed,
+        vocab_size=model.architecture.model.get_input_embeddings().weight.shape[0],
+    )
+    memory = memory_for(model, corpus.num_tokens, device, run)
+    return Preparation(run, model, corpus, device, dtype, memory)
+
+
+def read_tokenizer(run: RunSettings, specs: list[CalibrationSpec]) -> Callable[..., Any] | None:
+    """The model's tokenizer; None where the checkpoint has none and no SPEC needs one."""
+    directory: Path = run.model
+    if not any(os.path.lexists(directory / name) for name in _TOKENIZER_FILES):
+        return None
+    if all(spec.kind == "file" and spec.path.suffix == ".npy" for spec in specs):
+        return None
+    try:
+        tokenizer: Callable[..., Any] = load_tokenizer(
+            directory, trust_remote_code=run.trust_remote_code
+        )
+    except Exception as error:
+        message = f"{directory}: its tokenizer cannot be loaded: {error}"
+        raise CalibrationError(message) from error
+    return tokenizer
+
+
+def choose_device(name: str) -> torch.device:
+    """The device of ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+
+    Raises:
+        UsageError: there is no such device.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        message = f"--device {name}: {error}"
+        raise UsageError(message) from error
+    if device.type not in ("cpu", "cuda"):
+        message = f"--device {name}: only cpu and cuda are supported"
+        raise UsageError(message)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        message = f"--device {name}: there are {torch.cuda.device_count()} CUDA devices"
+        raise UsageError(message)
+    return device
+
+
+def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
+    """The dtype of the forward: ``auto`` is bfloat16 where it is fast and the model was made so."""
+    if name != "auto":
+        chosen: torch.dtype = getattr(torch, name)
+        return chosen
+    text = config.get("text_config") or config
+    stored = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
+    if stored in ("float32", "float16"):
+        return torch.float32
+    fast = device.type == "cuda" or torch.ops.mkldnn._is_mkldnn_bf16_supported()  # noqa: SLF001 - the one way to ask
+    return torch.bfloat16 if fast else torch.float32
+
+
+def memory_for(
+    model: OpenedModel, num_tokens: int, device: torch.device, run: RunSettings
+) -> MemoryPlan:
+    """The memory of a pass of `num_tokens` tokens through a model.
+
+    Raises:
+        UsageError: the budget cannot hold it.
+    """
+    architecture = model.architecture
+    dtype: torch.dtype = architecture.model.dtype
+    hidden = int(architecture.model.get_input_embeddings().weight.shape[-1])
+    return plan_memory(
+        measure_demands(architecture, layer_feeds(architecture, model.tensor_map), dtype),
+        hidden_nbytes=num_tokens * hidden * dtype.itemsize,
+        budget=run.memory,
+        batch_tokens=run.batch_tokens,
+        device=device,
+    )

@@ -1,0 +1,144 @@
+"""What a pruning job knows before it runs: source, targets, and where every byte will lie."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from reap_stream.checkpoint.configedit import edit_config, render_config
+from reap_stream.checkpoint.layout import OutputPlan, plan_layout
+from reap_stream.checkpoint.output import OutputWriter, check_free_space
+from reap_stream.model.opened import OpenedModel
+from reap_stream.scoring.selection import Target, check_routing, parse_targets
+from reap_stream.settings import OutputSettings
+from reap_stream.verification import SourceFacts
+
+KEPT_FILE = "reap/kept_experts.json"
+SCORES_FILE = "reap/scores.safetensors"
+RUN_FILE = "reap/run.json"
+
+Kept = dict[int, tuple[int, ...]]
+
+
+@dataclass(frozen=True, slots=True)
+class Variant:
+    """One target and the checkpoint it leads to.
+
+    Attributes:
+        target: how many experts stay.
+        plan: where every byte lies.
+        folder: its directory below the output; empty for a single target.
+    """
+
+    target: Target
+    plan: OutputPlan
+    folder: str
+
+
+def read_targets(model: OpenedModel, output: OutputSettings) -> list[Target]:
+    """The targets, checked against what the router can choose from.
+
+    Raises:
+        UsageError: a target that leaves the router too few experts, or malformed ones.
+    """
+    architecture = model.architecture
+    routing = architecture.routing
+    targets = parse_targets(output.sparsity, output.keep, architecture.num_experts, routing.groups)
+    for target in targets:
+        check_routing(target.keep, routing.experts_per_token, routing.groups, routing.topk_groups)
+    return targets
+
+
+def source_facts(model: OpenedModel, mtp: str | None) -> SourceFacts:
+    """What writing and verifying must know of the source."""
+    return SourceFacts(
+        roles=model.tensor_map.roles,
+        num_experts=model.architecture.num_experts,
+        count_paths=model.architecture.count_paths,
+        dropped=model.tensor_map.mtp_tensors if mtp == "drop" else frozenset(),
+    )
+
+
+def plan_variants(
+    model: OpenedModel, targets: Sequence[Target], output: OutputSettings
+) -> list[Variant]:
+    """Lays out one checkpoint for each target."""
+    facts = source_facts(model, output.mtp)
+    return [
+        Variant(
+            target,
+            plan_layout(
+                model.checkpoint.tensors,
+                facts.roles,
+                facts.num_experts,
+                target.keep,
+                max_shard_nbytes=output.max_shard_nbytes,
+                dropped=facts.dropped,
+            ),
+            f"keep-{target.keep}" if len(targets) > 1 else "",
+        )
+        for target in targets
+    ]
+
+
+def open_writers(
+    model: OpenedModel, variants: Sequence[Variant], out: Path, *, resume: bool
+) -> list[OutputWriter]:
+    """Writers of all variants: room taken and headers written, or taken up again.
+
+    Raises:
+        OutputError: the disk has no room for all of them.
+        ResumeError: what an earlier run left is not what the plan says.
+    """
+    tensors, roles = model.checkpoint.tensors, model.tensor_map.roles
+    writers = [OutputWriter(out / v.folder, v.plan, tensors, roles) for v in variants]
+    if not resume:
+        check_free_space(out, sum(variant.plan.nbytes for variant in variants))
+    for writer in writers:
+        if resume:
+            writer.reopen()
+        else:
+            writer.allocate()
+    return writers
+
+
+def with_mtp(model: OpenedModel, kept: Kept) -> Kept:
+    """Adds the next-token-prediction layers, which borrow the last MoE layer's choice."""
+    last = kept[model.architecture.moe_layers[-1]]
+    return {**kept, **dict.fromkeys(model.mtp_kept_layers(), last)}
+
+
+def config_text(model: OpenedModel, kept: Kept, keep: int, mtp: str | None) -> str:
+    """config.json of a pruned checkpoint."""
+    edited = edit_config(
+        model.checkpoint.config,
+        model.architecture.count_paths,
+        model.architecture.num_experts,
+        keep,
+        kept,
+        mtp_dropped=mtp == "drop",
+    )
+    return render_config(edited)
+
+
+def kept_document(model: OpenedModel, kept: Mapping[int, Sequence[int]]) -> bytes:
+    """reap/kept_experts.json."""
+    document = {
+        "num_experts": model.architecture.num_experts,
+        "kept": {str(layer): list(kept[layer]) for layer in sorted(kept)},
+    }
+    return (json.dumps(document) + "\n").encode()
+
+
+def check_config(model: OpenedModel, variants: Sequence[Variant], mtp: str | None) -> None:
+    """Refuses, before any work, a config.json that could not be written for a pruned model.
+
+    Raises:
+        UnsupportedError: an entry of it names experts in a way that cannot be renumbered.
+    """
+    for variant in variants:
+        first = tuple(range(variant.target.keep))
+        kept = with_mtp(model, dict.fromkeys(model.architecture.moe_layers, first))
+        config_text(model, kept, variant.target.keep, mtp)

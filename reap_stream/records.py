@@ -1,0 +1,108 @@
+"""What a run leaves in writing: the summary people see, run.json, and the card's facts."""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from typing import Any
+
+from reap_stream.memory import gib, peak_resident_nbytes
+from reap_stream.model.opened import OpenedModel
+from reap_stream.preparation import Preparation
+from reap_stream.scoring.saliency import LayerStats, unreached
+
+_PACKAGES = ("reap-stream", "torch", "transformers", "safetensors", "numpy")
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a job did.
+
+    Attributes:
+        seconds: wall time.
+        read_nbytes: bytes read from the source into memory or copied from it.
+        written_nbytes: bytes written.
+        peak_nbytes: largest resident memory of the process.
+        details: the rest of run.json.
+    """
+
+    seconds: float
+    read_nbytes: int
+    written_nbytes: int
+    peak_nbytes: int
+    details: Mapping[str, Any]
+
+    def line(self) -> str:
+        """The last line of a command."""
+        return (
+            f"{self.seconds:.1f} s · peak memory {gib(self.peak_nbytes)} · "
+            f"read {self.read_nbytes / 1e9:.2f} GB · wrote {self.written_nbytes / 1e9:.2f} GB"
+        )
+
+    def document(self) -> bytes:
+        """reap/run.json."""
+        values = {
+            **self.details,
+            "seconds": round(self.seconds, 3),
+            "read_nbytes": self.read_nbytes,
+            "written_nbytes": self.written_nbytes,
+            "peak_resident_nbytes": self.peak_nbytes,
+        }
+        return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
+
+
+def summarize(
+    *, seconds: float, read_nbytes: int, written_nbytes: int, details: Mapping[str, Any]
+) -> Summary:
+    """A summary as of now."""
+    return Summary(seconds, read_nbytes, written_nbytes, peak_resident_nbytes(), details)
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides results."""
+    found = {name: version(name) for name in _PACKAGES}
+    return {**found, "python": platform.python_version(), "platform": sys.platform}
+
+
+def run_details(ready: Preparation, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of run.json that is known before the pass."""
+    corpus = ready.corpus
+    return {
+        "format_version": 1,
+        "versions": versions(),
+        "settings": dict(settings),
+        "source": source_record(ready.model),
+        "calibration": {
+            "sources": list(corpus.sources),
+            "rows": len(corpus.rows),
+            "tokens": corpus.num_tokens,
+            "sha256": corpus.sha256,
+            "notes": list(corpus.notes),
+        },
+        "memory": {
+            "budget_nbytes": ready.memory.budget,
+            "predicted_peak_nbytes": ready.memory.peak_host,
+            "expert_slots": ready.memory.expert_slots,
+            "hidden_states_in_file": ready.memory.spill,
+        },
+    }
+
+
+def source_record(model: OpenedModel) -> dict[str, Any]:
+    """What identifies the source."""
+    return {
+        "path": str(model.checkpoint.directory),
+        "fingerprint": model.checkpoint.fingerprint,
+        "architecture": model.architecture.name,
+        "nbytes": model.checkpoint.nbytes,
+    }
+
+
+def unreached_experts(layers: Mapping[int, LayerStats | None]) -> dict[str, list[int]]:
+    """Layer → experts that no calibration token was sent to."""
+    found = {i: unreached(stats) for i, stats in sorted(layers.items()) if stats is not None}
+    return {str(layer): experts for layer, experts in found.items() if experts}

@@ -1,0 +1,165 @@
+"""What a command was told, checked and frozen, before anything is opened."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from reap_stream.errors import UsageError
+
+_UNITS = {
+    "": 1, "b": 1,
+    "k": 10**3, "kb": 10**3, "m": 10**6, "mb": 10**6, "g": 10**9, "gb": 10**9, "t": 10**12,
+    "tb": 10**12, "kib": 2**10, "mib": 2**20, "gib": 2**30, "tib": 2**40,
+}  # fmt: skip
+
+MTP_CHOICES = ("score", "match", "keep", "drop")
+WEIGHT_CHOICES = ("keep", "fp8", "fp8-channel", "bf16")
+
+
+def parse_nbytes(text: str) -> int:
+    """Reads a number of bytes such as ``8GiB``, ``5GB`` or ``500000000``.
+
+    Raises:
+        UsageError: it is none, or zero.
+    """
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([A-Za-z]*)\s*", text)
+    unit = _UNITS.get(match[2].lower()) if match else None
+    nbytes = int(float(match[1]) * unit) if match and unit else 0
+    if nbytes <= 0:
+        message = f"{text!r} is not a number of bytes; write 8GiB, 5GB or 5000000000"
+        raise UsageError(message)
+    return nbytes
+
+
+@dataclass(frozen=True)
+class ChoiceSettings:
+    """How experts are chosen from their statistics.
+
+    Attributes:
+        method: the criterion.
+        seed: of the criterion ``random``.
+    """
+
+    method: str = "reap"
+    seed: int = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunSettings:
+    """How a model is run on calibration data.
+
+    Attributes:
+        model: directory of the checkpoint.
+        calibration: SPECs, as given.
+        method: how experts are scored.
+        samples: the most rows of a SPEC without its own number.
+        sequence_length: the most tokens of a row.
+        batch_tokens: tokens that run together; None: chosen by memory.
+        seed: of every random choice.
+        device: ``auto``, ``cpu``, ``cuda`` or ``cuda:i``.
+        compute_dtype: ``auto``, ``bfloat16`` or ``float32``.
+        memory: host memory budget in bytes; None: what the machine has.
+        propagate: ``original`` or ``pruned``: whose activations later layers see.
+        trust_remote_code: let the checkpoint's own code run.
+        progress: show progress bars.
+    """
+
+    model: Path
+    calibration: tuple[str, ...]
+    method: str = "reap"
+    samples: int | None = 512
+    sequence_length: int = 2048
+    batch_tokens: int | None = None
+    seed: int = 0
+    device: str = "auto"
+    compute_dtype: str = "auto"
+    memory: int | None = None
+    propagate: str = "original"
+    trust_remote_code: bool = False
+    progress: bool = True
+
+    def __post_init__(self) -> None:
+        """Refuses values that cannot be."""
+        if self.batch_tokens is not None and self.batch_tokens < 1:
+            message = f"--batch-tokens is {self.batch_tokens}, must be at least 1"
+            raise UsageError(message)
+        if not self.calibration:
+            message = "no calibration data; give --calibration builtin or a file"
+            raise UsageError(message)
+
+    @property
+    def choice(self) -> ChoiceSettings:
+        """How experts are chosen."""
+        return ChoiceSettings(self.method, self.seed)
+
+    def record(self) -> dict[str, Any]:
+        """The settings as JSON values, those that decide the result and those that do not."""
+        values = asdict(self)
+        values["model"] = str(self.model)
+        values["calibration"] = list(self.calibration)
+        del values["progress"]
+        return values
+
+
+@dataclass(frozen=True, kw_only=True)
+class OutputSettings:
+    """What is written, and where.
+
+    Attributes:
+        output: directory of the pruned checkpoint, or of one for each target.
+        sparsity: comma-separated fractions to remove, or None.
+        keep: comma-separated counts to keep, or None.
+        weights: in which format kept weights are written.
+        max_shard_nbytes: most bytes of a shard.
+        mtp: what happens to next-token-prediction layers; None: the default.
+        overwrite: replace an existing output.
+        resume: go on with a half-done job.
+        snapshot_seconds: least time between two snapshots of the hidden states.
+    """
+
+    output: Path
+    sparsity: str | None = None
+    keep: str | None = None
+    weights: str = "keep"
+    max_shard_nbytes: int = 5 * 10**9
+    mtp: str | None = None
+    overwrite: bool = False
+    resume: bool = False
+    snapshot_seconds: float = 300.0
+
+    def __post_init__(self) -> None:
+        """Refuses combinations that this version cannot carry out."""
+        if self.overwrite and self.resume:
+            message = "--overwrite starts anew and --resume goes on: give one of them"
+            raise UsageError(message)
+        if self.weights != "keep":
+            message = (
+                f"--weights {self.weights} is not in this version: kept weights are written as "
+                "they are (--weights keep)"
+            )
+            raise UsageError(message)
+        if self.mtp == "score":
+            message = (
+                "--mtp score is not in this version; --mtp match borrows the last layer's choice, "
+                "--mtp drop leaves the layer out"
+            )
+            raise UsageError(message)
+        if self.mtp == "keep":
+            message = (
+                "--mtp keep would leave the next-token-prediction layer with more experts than "
+                "the rest, and serving engines read one number for all; use match or drop"
+            )
+            raise UsageError(message)
+
+    def record(self) -> dict[str, Any]:
+        """The settings that decide the result, as JSON values."""
+        return {
+            "sparsity": self.sparsity,
+            "keep": self.keep,
+            "weights": self.weights,
+            "max_shard_nbytes": self.max_shard_nbytes,
+            "mtp": self.mtp or "match",
+        }

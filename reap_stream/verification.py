@@ -1,0 +1,294 @@
+"""Holds a pruned checkpoint against its source: every tensor, every byte, every file beside them.
+
+Engines load damaged checkpoints without a word (a missing FP8 scale stays 1, a missing expert is
+whatever the memory held), so the only proof of a pruned checkpoint is its source. Nothing the
+writer knew is trusted here: the kept experts are read back from the output, and all else follows
+from the source and them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+from reap_stream.checkpoint.compare import Comparison
+from reap_stream.checkpoint.configedit import edit_config
+from reap_stream.checkpoint.files import open_regular, read_small
+from reap_stream.checkpoint.index import INDEX_NAME
+from reap_stream.checkpoint.layout import plan_layout
+from reap_stream.checkpoint.pieces import kept_faults
+from reap_stream.checkpoint.publish import RECORDS, carried_files, side_file_chunks
+from reap_stream.checkpoint.reader import Reader
+from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
+from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
+from reap_stream.errors import CheckpointError, UnsupportedError, VerificationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Mapping
+    from pathlib import Path
+
+    from reap_stream.checkpoint.layout import OutputPlan, OutputTensor
+    from reap_stream.checkpoint.refs import Role
+
+_MAX_FAULTS: Final = 20
+# Written anew for every pruned checkpoint.
+_MODEL_CARD: Final = "README.md"
+
+
+@dataclass(frozen=True, slots=True)
+class SourceFacts:
+    """What is known of the source beside its files.
+
+    Attributes:
+        roles: what pruning does to each of its tensors.
+        num_experts: experts in every layer.
+        count_paths: the keys of config.json that hold that number.
+        dropped: tensors that pruning left out.
+    """
+
+    roles: Mapping[str, Role]
+    num_experts: int
+    count_paths: tuple[tuple[str, ...], ...]
+    dropped: frozenset[str] = frozenset()
+
+    @property
+    def layers(self) -> set[int]:
+        """Layers whose experts were pruned."""
+        return {
+            role.layer
+            for name, role in self.roles.items()
+            if role.layer is not None and name not in self.dropped
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class VerificationReport:
+    """What was compared and found equal.
+
+    Attributes:
+        tensors: number of tensors.
+        nbytes: bytes of all of them.
+        keep: experts in every layer.
+        layers: number of layers with experts.
+        side_files: number of files copied along.
+    """
+
+    tensors: int
+    nbytes: int
+    keep: int
+    layers: int
+    side_files: int
+
+
+def verify(
+    directory: Path,
+    source_directory: Path,
+    facts: SourceFacts,
+    progress: Callable[[int, int], None] | None = None,
+) -> VerificationReport:
+    """Check that a pruned checkpoint is what its source and its kept experts say.
+
+    Args:
+        directory: the pruned checkpoint.
+        source_directory: what it was pruned from.
+        facts: what is known of the source.
+        progress: called with (bytes compared so far, bytes in all).
+
+    Raises:
+        VerificationError: it is not; the message lists up to 20 faults.
+        CheckpointError: the source is damaged.
+        UnsupportedError: the source cannot be pruned at all.
+        ReadError: a file could not be read while it was compared.
+    """
+    source = open_checkpoint(source_directory)
+    kept = _read_kept(directory, facts)
+    keep = len(next(iter(kept.values())))
+    plan = plan_layout(source.tensors, facts.roles, facts.num_experts, keep, dropped=facts.dropped)
+    faults = kept_faults(kept, sorted(facts.layers), plan)
+    if faults:
+        raise VerificationError(f"{directory / RECORDS / 'kept_experts.json'}: {faults[0]}")
+    try:
+        written = open_checkpoint(directory)
+    except CheckpointError as error:
+        raise VerificationError(f"the pruned checkpoint is damaged: {error}") from error
+    check = _Check(written, source, plan, facts)
+    faults = []
+    for fault in check.faults(kept, progress or _no_progress):
+        faults.append(fault)
+        if len(faults) == _MAX_FAULTS:
+            break
+    if faults:
+        raise VerificationError(_summary(directory, faults))
+    side_files = len(carried_files(source, {_MODEL_CARD}))
+    return VerificationReport(len(plan.tensors), plan.total_size, keep, len(kept), side_files)
+
+
+class _Check:
+    """One verification under way."""
+
+    def __init__(
+        self, written: Checkpoint, source: Checkpoint, plan: OutputPlan, facts: SourceFacts
+    ) -> None:
+        self._written = written
+        self._source = source
+        self._plan = plan
+        self._facts = facts
+
+    def faults(
+        self, kept: Mapping[int, list[int]], progress: Callable[[int, int], None]
+    ) -> Iterator[str]:
+        """Every fault there is, the cheap ones to find first."""
+        yield from self._index_faults()
+        yield from self._config_faults(kept)
+        yield from self._side_file_faults(kept)
+        comparable: list[OutputTensor] = []
+        yield from self._tensor_faults(comparable)
+        yield from self._byte_faults(comparable, kept, progress)
+
+    def _index_faults(self) -> Iterator[str]:
+        # That index and shards name the same tensors was checked when the output was opened.
+        path = self._written.directory / INDEX_NAME
+        if not path.exists():
+            yield f"{path}: missing"
+            return
+        total = self._written.index_metadata.get("total_size")
+        if total != self._plan.total_size:
+            yield (
+                f"{path}: total_size is {shown(total)}, "
+                f"the tensors have {self._plan.total_size} bytes"
+            )
+
+    def _config_faults(self, kept: Mapping[int, list[int]]) -> Iterator[str]:
+        facts, found = self._facts, self._written.config
+        expected = edit_config(
+            self._source.config,
+            facts.count_paths,
+            facts.num_experts,
+            self._plan.keep,
+            kept,
+            mtp_dropped=bool(facts.dropped),
+        )
+        for key in sorted(expected.keys() | found.keys()):
+            right, wrong = _canonical(expected, key), _canonical(found, key)
+            if right != wrong:
+                path = self._written.directory / CONFIG_NAME
+                yield f"{path}: {key}: {shown(wrong)} found, {shown(right)} expected"
+
+    def _side_file_faults(self, kept: Mapping[int, list[int]]) -> Iterator[str]:
+        for name in carried_files(self._source, {_MODEL_CARD}):
+            path = self._written.directory / name
+            try:
+                fault = _content_fault(path, side_file_chunks(self._source, name, kept))
+            except CheckpointError as error:
+                fault = str(error)
+            if fault is not None:
+                yield fault
+
+    def _tensor_faults(self, comparable: list[OutputTensor]) -> Iterator[str]:
+        """Names, dtypes and shapes; `comparable` receives the tensors in which these are right."""
+        found, expected = self._written.tensors, self._plan.tensors
+        for name in found.keys() - expected.keys():
+            yield f"{found[name].file}: tensor {shown(name)} does not belong to the checkpoint"
+        for name in self._written.skipped_files:
+            if name.endswith(".safetensors") and not name.startswith(f"{RECORDS}/"):
+                yield f"{self._written.directory / name}: does not belong to the checkpoint"
+        for name, out in expected.items():
+            ref = found.get(name)
+            if ref is None:
+                yield f"{self._written.directory}: tensor {shown(name)} is missing"
+            elif (ref.dtype, ref.shape) != (out.dtype, out.shape):
+                yield (
+                    f"{ref.file}: tensor {shown(name)} is {ref.dtype} {list(ref.shape)}, "
+                    f"{out.dtype} {list(out.shape)} expected"
+                )
+            else:
+                comparable.append(out)
+
+    def _byte_faults(
+        self,
+        outs: Iterable[OutputTensor],
+        kept: Mapping[int, list[int]],
+        progress: Callable[[int, int], None],
+    ) -> Iterator[str]:
+        total, done = self._plan.total_size, 0
+
+        def advance(nbytes: int) -> None:
+            nonlocal done
+            done += nbytes
+            progress(done, total)
+
+        comparison = Comparison(
+            self._written.tensors, self._source.tensors, self._facts.roles, kept
+        )
+        with Reader() as reader:
+            for difference in comparison.differences(outs, reader, advance):
+                yield str(difference)
+
+
+def _read_kept(directory: Path, facts: SourceFacts) -> dict[int, list[int]]:
+    """The kept experts that the output says it has, not checked against the plan yet."""
+    path = directory / RECORDS / "kept_experts.json"
+    try:
+        record = parse_object(read_small(path, MAX_JSON_NBYTES), path)
+    except CheckpointError as error:
+        raise VerificationError(str(error)) from error
+    if record.get("num_experts") != facts.num_experts:
+        raise VerificationError(
+            f"{path}: num_experts is {shown(record.get('num_experts'))}, "
+            f"the source has {facts.num_experts} experts"
+        )
+    layers = {str(layer) for layer in facts.layers}
+    if not layers:
+        raise UnsupportedError(f"{directory}: its source has no layer with experts to prune")
+    entries = record.get("kept")
+    if not isinstance(entries, dict) or entries.keys() != layers:
+        raise VerificationError(
+            f"{path}: kept must map layers {', '.join(sorted(layers, key=int))} to experts, "
+            f"not be {shown(entries)}"
+        )
+    for layer, experts in entries.items():
+        if (
+            not isinstance(experts, list)
+            or not 1 <= len(experts) <= facts.num_experts
+            or any(type(expert) is not int for expert in experts)
+        ):
+            raise VerificationError(
+                f"{path}: layer {layer}: 1 to {facts.num_experts} expert numbers are expected, "
+                f"not {shown(experts)}"
+            )
+    return {int(layer): experts for layer, experts in entries.items()}
+
+
+def _content_fault(path: Path, chunks: Iterable[bytes]) -> str | None:
+    """Where a file stops being what the chunks say; None where it is all that."""
+    position = 0
+    with open_regular(path) as (descriptor, nbytes):
+        for chunk in chunks:
+            found = os.pread(descriptor, len(chunk), position)
+            if found != chunk:
+                pairs = enumerate(zip(found, chunk, strict=False))
+                first = next((i for i, (a, b) in pairs if a != b), min(len(found), len(chunk)))
+                return f"{path}: byte {position + first} is not the source's"
+            position += len(chunk)
+    if position != nbytes:
+        return f"{path}: {nbytes} bytes, {position} expected"
+    return None
+
+
+def _canonical(config: Mapping[str, Any], key: str) -> str:
+    """One text for each value, so that 1, 1.0 and true are three."""
+    return json.dumps(config[key], sort_keys=True) if key in config else "nothing"
+
+
+def _summary(directory: Path, faults: list[str]) -> str:
+    count = f"the first {_MAX_FAULTS}" if len(faults) == _MAX_FAULTS else str(len(faults))
+    lines = "".join(f"\n  {fault}" for fault in faults)
+    return (
+        f"{directory}: is not what its source says, faults: {count}; prune or fetch it again{lines}"
+    )
+
+
+def _no_progress(_done: int, _total: int) -> None:
+    pass
