@@ -18,9 +18,6 @@ inline __mmask32 mask32(std::size_t i, std::size_t n) {
 REAP_STREAM_AVX512 inline __m256i load32(const std::uint8_t *bytes) {
     return _mm256_loadu_si256(reinterpret_cast<const __m256i *>(bytes));
 }
-inline __mmask16 mask16(std::size_t i, std::size_t n) {
-    return static_cast<__mmask16>(n - i >= 16 ? 0xFFFFU : (1U << (n - i)) - 1U);
-}
 
 // 2^-8 of each code, exactly: E4M3 read as f16, with NaN made one.
 REAP_STREAM_AVX512 inline __m512i as_f16(__m256i codes) {

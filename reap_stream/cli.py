@@ -1,0 +1,243 @@
+"""The command line: arguments become settings, settings become one call. No torch at import."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reap_stream import __version__
+from reap_stream.errors import InterruptedRunError, ReapStreamError
+from reap_stream.settings import MTP_CHOICES, WEIGHT_CHOICES
+
+if TYPE_CHECKING:
+    _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
+
+_SPEC = (
+    "PATH[:N] (.jsonl, .parquet, .txt, .npy) or builtin[:NAME][:N]; give it several times for a "
+    "mix, scores are kept for each"
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        argv: arguments without the program's name; None: those of the process.
+
+    Returns:
+        0 done, 1 the job failed, 2 refused before work began, 130 interrupted.
+    """
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except ReapStreamError as error:
+        print(f"reap-stream: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
+        return error.exit_code
+    except KeyboardInterrupt:
+        hint = " The same command with --resume goes on." if hasattr(arguments, "resume") else ""
+        print(f"\nreap-stream: interrupted.{hint}", file=sys.stderr)  # noqa: T201 - as above
+        return InterruptedRunError.exit_code
+    return 0
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands."""
+    parser = argparse.ArgumentParser(
+        prog="reap-stream",
+        description="Prune Mixture-of-Experts checkpoints layer by layer, straight from disk, "
+        "with bounded memory.",
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action="version", version=f"reap-stream {__version__}")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+    _add_inspect(commands)
+    _add_plan(commands)
+    _add_prune(commands)
+    _add_observe(commands)
+    _add_compact(commands)
+    _add_merge(commands)
+    _add_verify(commands)
+    _add_demo(commands)
+    return parser
+
+
+def _command(
+    commands: _Commands, name: str, text: str, *, model: bool = True
+) -> argparse.ArgumentParser:
+    parser: argparse.ArgumentParser = commands.add_parser(
+        name,
+        help=text,
+        description=text[0].upper() + text[1:] + ".",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.set_defaults(run=_runner(name))
+    if model:
+        parser.add_argument("model", type=Path, metavar="MODEL", help="directory of a checkpoint")
+        parser.add_argument(
+            "--trust-remote-code", action="store_true", help="let the checkpoint's own code run"
+        )
+    return parser
+
+
+def _runner(name: str) -> Callable[[argparse.Namespace], None]:
+    def run(arguments: argparse.Namespace) -> None:
+        from reap_stream import commands
+
+        getattr(commands, name)(arguments)
+
+    return run
+
+
+def _add_inspect(commands: _Commands) -> None:
+    parser = _command(commands, "inspect", "say what a checkpoint is: layers, experts, formats")
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_plan(commands: _Commands) -> None:
+    parser = _command(commands, "plan", "say what pruning would give and need, without doing it")
+    _add_targets(parser)
+    _add_run_options(parser)
+    parser.add_argument("--json", action="store_true", help="as JSON")
+
+
+def _add_prune(commands: _Commands) -> None:
+    parser = _command(commands, "prune", "score experts on calibration data and write the rest")
+    _add_output(parser)
+    _add_targets(parser)
+    _add_calibration(parser)
+    _add_run_options(parser)
+    parser.add_argument(
+        "--propagate",
+        choices=("original", "pruned"),
+        default="original",
+        help="whose activations later layers see",
+    )
+    _add_method(parser)
+    _add_writing(parser)
+
+
+def _add_observe(commands: _Commands) -> None:
+    parser = _command(commands, "observe", "score experts on calibration data, write the scores")
+    parser.add_argument(
+        "--output", type=Path, required=True, metavar="SCORES", help="file to write, .safetensors"
+    )
+    _add_calibration(parser)
+    _add_run_options(parser)
+    _add_again(parser)
+
+
+def _add_compact(commands: _Commands) -> None:
+    parser = _command(commands, "compact", "write a pruned checkpoint from saved scores")
+    parser.add_argument(
+        "--scores", type=Path, required=True, help="file of observe, merge or a pruned checkpoint"
+    )
+    _add_output(parser)
+    _add_targets(parser)
+    _add_method(parser)
+    parser.add_argument("--seed", type=int, default=0, help="of --method random")
+    _add_writing(parser)
+
+
+def _add_merge(commands: _Commands) -> None:
+    parser = _command(commands, "merge", "add up the scores of several runs", model=False)
+    parser.add_argument("scores", type=Path, nargs="+", metavar="SCORES", help="files to add up")
+    parser.add_argument("--output", type=Path, required=True, metavar="SCORES", help="the sum")
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing file")
+
+
+def _add_verify(commands: _Commands) -> None:
+    text = "compare every byte of a pruned checkpoint with its source"
+    parser = _command(commands, "verify", text, model=False)
+    parser.add_argument("directory", type=Path, metavar="DIR", help="the pruned checkpoint")
+    parser.add_argument(
+        "--source", type=Path, required=True, metavar="MODEL", help="what it was pruned from"
+    )
+    parser.add_argument(
+        "--trust-remote-code", action="store_true", help="let the source's own code run"
+    )
+
+
+def _add_demo(commands: _Commands) -> None:
+    text = "make a small FP8 checkpoint, prune 40 % of its experts, verify the result"
+    parser = _command(commands, "demo", text, model=False)
+    parser.add_argument(
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="keep everything there (default: a scratch folder)",
+    )
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory of the pruned checkpoint; with several targets DIR/keep-N for each",
+    )
+
+
+def _add_targets(parser: argparse.ArgumentParser) -> None:
+    targets = parser.add_mutually_exclusive_group(required=True)
+    targets.add_argument(
+        "--sparsity", metavar="S[,S…]", help="fractions of routed experts to remove, e.g. 0.25,0.4"
+    )
+    targets.add_argument("--keep", metavar="N[,N…]", help="experts to keep in every layer")
+
+
+def _add_calibration(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--calibration", action="append", required=True, metavar="SPEC", help=_SPEC)
+
+
+def _add_run_options(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--samples", type=int, default=512, help="most rows of a SPEC without its own number")
+    add("--sequence-length", type=int, default=2048, help="most tokens of a row")
+    add("--batch-tokens", type=int, help="tokens that run together (default: by memory)")
+    add("--seed", type=int, default=0, help="of every random choice")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:i")
+    add(
+        "--compute-dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="of the forward",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="host memory to stay within, e.g. 8GiB (default: most of what is free)",
+    )
+
+
+def _add_method(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--method",
+        choices=("reap", "ean", "frequency", "gate", "random"),
+        default="reap",
+        help="criterion: mean of gate weight × output norm, mean output norm, routed tokens, mean "
+        "gate weight, or chance",
+    )
+
+
+def _add_writing(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--weights", choices=WEIGHT_CHOICES, default="keep", help="format of the kept weights")
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="most bytes of a shard")
+    add("--mtp", choices=MTP_CHOICES, help="next-token-prediction layers (default: match)")
+    _add_again(parser)
+
+
+def _add_again(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--resume", action="store_true", help="go on with a half-done job")
+    parser.add_argument(
+        "--snapshot-minutes",
+        type=float,
+        default=5.0,
+        help="least time between two saves of the hidden states",
+    )

@@ -97,7 +97,12 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
 
 
 def observe(
-    run: RunSettings, scores_path: Path, *, overwrite: bool = False, resume: bool = False
+    run: RunSettings,
+    scores_path: Path,
+    *,
+    overwrite: bool = False,
+    resume: bool = False,
+    snapshot_seconds: float = 300.0,
 ) -> Summary:
     """Scores a model's experts and writes the scores alone.
 
@@ -106,6 +111,7 @@ def observe(
         scores_path: the file to write.
         overwrite: replace an existing file.
         resume: go on with a half-done run.
+        snapshot_seconds: least time between two snapshots of the hidden states.
 
     Raises:
         ReapStreamError: see its children.
@@ -116,7 +122,12 @@ def observe(
         raise UsageError(message)
     ready = prepare_run(_same_batches(run, scores_path, resume=resume))
     settings = ready.job_settings()
-    output = OutputSettings(output=scores_path, overwrite=overwrite, resume=resume)
+    output = OutputSettings(
+        output=scores_path,
+        overwrite=overwrite,
+        resume=resume,
+        snapshot_seconds=snapshot_seconds,
+    )
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         job = stack.enter_context(open_job(scores_path, settings, output))
@@ -176,6 +187,8 @@ def compact(
     }
     with ExitStack() as stack:
         job = stack.enter_context(open_job(output.output, settings, output))
+        if job.is_published:
+            return _clean_up(job, started)
         outputs = PrunedOutputs(model, variants, job, scores.sources, choice)
         stack.enter_context(outputs.committer)
         for index in model.architecture.moe_layers:
@@ -290,3 +303,12 @@ def _publish(
     outputs.committer.drain()
     publish(job, overwrite=output.overwrite)
     job.discard()
+
+
+def _clean_up(job: Job, started: float) -> Summary:
+    """An earlier run was stopped between publishing its result and tidying up."""
+    publish(job)
+    job.discard()
+    return summarize(
+        seconds=time.monotonic() - started, read_nbytes=0, written_nbytes=0, details={}
+    )

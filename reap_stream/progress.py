@@ -12,6 +12,11 @@ from tqdm import tqdm
 from typing_extensions import Self
 
 
+def is_shown() -> bool:
+    """Whether someone looks: standard error is a terminal."""
+    return sys.stderr.isatty()
+
+
 class Progress:
     """One bar over all tokens of all layers; silent unless standard error is a terminal.
 
@@ -39,7 +44,7 @@ class Progress:
             unit_scale=True,
             dynamic_ncols=True,
             smoothing=0.05,
-            disable=not (shown and sys.stderr.isatty()),
+            disable=not (shown and is_shown()),
         )
 
     def __enter__(self) -> Self:

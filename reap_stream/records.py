@@ -43,6 +43,21 @@ class Summary:
             f"read {self.read_nbytes / 1e9:.2f} GB · wrote {self.written_nbytes / 1e9:.2f} GB"
         )
 
+    def notes(self) -> list[str]:
+        """What the user should know beside the figures."""
+        notes = list(self.details.get("calibration", {}).get("notes", []))
+        unreached = self.details.get("unreached_experts", {})
+        if unreached:
+            count = sum(len(experts) for experts in unreached.values())
+            notes.append(
+                f"{count} experts in {len(unreached)} layers were reached by no calibration token "
+                "and score 0: they go first (listed in reap/run.json)"
+            )
+        lost = sum(self.details.get("non_finite_outputs", {}).values())
+        if lost:
+            notes.append(f"{lost} expert outputs were not finite and were left out of the scores")
+        return notes
+
     def document(self) -> bytes:
         """reap/run.json."""
         values = {

@@ -85,11 +85,14 @@ class Architecture:
     def total_parameters(self, keep: int | None = None) -> int:
         """Parameters of the decoder with `keep` experts a layer (default: all)."""
         kept = self.num_experts if keep is None else keep
-        return sum(
-            int(tensor.numel()) // (self.num_experts if name in self.sliced else 1)
-            * (kept if name in self.sliced else 1)
-            for name, tensor in self.model.named_parameters()
-        )  # fmt: skip
+        total = 0
+        parameters: Iterator[tuple[str, torch.Tensor]] = self.model.named_parameters()
+        for name, tensor in parameters:
+            if name in self.sliced:
+                total += tensor.numel() // self.num_experts * kept
+            else:
+                total += tensor.numel()
+        return total
 
     def active_parameters(self, keep: int | None = None) -> int:
         """Parameters one token uses: all but the experts it is not sent to."""

@@ -21,9 +21,8 @@ from torch.nn import functional
 
 from reap_stream import _native
 from reap_stream.errors import ReapStreamError, UnsupportedError
-from reap_stream.model.transformers_api import apply_gate, grouped_product, register_experts
+from reap_stream.model.transformers_api import apply_gate, grouped_product
 
-_RUNNER = "_reap_stream_runner"
 Linear = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 _NATIVE_TAGS: Final[dict[torch.dtype, Literal["bf16", "f16", "f32"]]] = {
     torch.bfloat16: "bf16",
@@ -264,26 +263,3 @@ def _combine(
         rows.shape[1],
         threads=torch.get_num_threads(),
     )
-
-
-def attach(module: nn.Module, runner: RoutedExperts | None) -> None:
-    """Makes `runner` the experts call of `module`; None detaches."""
-    setattr(module, _RUNNER, runner)
-
-
-def install() -> None:
-    """Registers our experts call with transformers; harmless to repeat."""
-    register_experts(_experts_call)
-
-
-def _experts_call(
-    module: nn.Module,
-    hidden_states: torch.Tensor,
-    top_k_index: torch.Tensor,
-    top_k_weights: torch.Tensor,
-) -> torch.Tensor:
-    runner: RoutedExperts | None = getattr(module, _RUNNER, None)
-    if runner is None:
-        message = f"{type(module).__name__} was called without a layer's weights"
-        raise ReapStreamError(message)
-    return runner(hidden_states, top_k_index, top_k_weights)

@@ -21,13 +21,13 @@ from torch import nn
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.model.architecture import Architecture
-from reap_stream.model.experts import BatchTokens, RoutedExperts, Statistics, attach, install
+from reap_stream.model.experts import BatchTokens, RoutedExperts, Statistics
 from reap_stream.model.loading import load_parameters, release_parameters
 from reap_stream.model.opened import OpenedModel
 from reap_stream.model.roles import Feed, TensorMap
 from reap_stream.model.skeleton import LayerCall
 from reap_stream.model.store import MOVING_SLOTS, ExpertStore
-from reap_stream.model.transformers_api import set_tensor
+from reap_stream.model.transformers_api import attach_experts, set_tensor
 
 RawSink = Callable[[TensorRef, "np.ndarray[Any, Any]"], None]
 
@@ -118,7 +118,6 @@ class StreamedModel:
         expert_slots: int | None = None,
         grouped: bool = False,
     ) -> None:
-        install()
         architecture = model.architecture
         self._architecture = architecture
         self._keys = model.keys
@@ -180,11 +179,11 @@ class StreamedModel:
                     statistics=statistics,
                     grouped=self._grouped,
                 )
-                attach(module, runner)
+                attach_experts(module, runner)
             yield StreamedLayer(model.get_submodule(path), store, runner)
         finally:
             if runner is not None:
-                attach(model.get_submodule(self._architecture.experts_paths[index]), None)
+                attach_experts(model.get_submodule(self._architecture.experts_paths[index]), None)
             if store is not None:
                 store.close()
             release_layer(model, path)
@@ -217,11 +216,11 @@ class StreamedModel:
             kept=kept,
             grouped=self._grouped,
         )
-        attach(module, runner)
+        attach_experts(module, runner)
         try:
             yield StreamedLayer(model.get_submodule(path), full.store, runner)
         finally:
-            attach(module, None)
+            attach_experts(module, None)
             release_layer(model, path)
 
 

@@ -32,9 +32,10 @@ from transformers.core_model_loading import (
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_mm
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
-from reap_stream.errors import UnsupportedError
+from reap_stream.errors import ReapStreamError, UnsupportedError
 
 EXPERTS_IMPLEMENTATION = "reap_stream"
+_RUNNER = "_reap_stream_runner"
 ExpertsCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -94,6 +95,7 @@ def build_meta_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
         del config.quantization_config
+    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_function)
     own_code = trust_remote_code and type(config) not in CONFIG_MAPPING.values()
     try:
         with quiet_transformers(), torch.device("meta"):
@@ -117,9 +119,22 @@ def is_experts_module(module: nn.Module) -> bool:
     return hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated")
 
 
-def register_experts(function: Callable[..., torch.Tensor]) -> None:
-    """Makes `function(module, hidden_states, top_k_index, top_k_weights)` the experts call."""
-    ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, function)
+def attach_experts(module: nn.Module, call: ExpertsCall | None) -> None:
+    """Makes `call(hidden_states, top_k_index, top_k_weights)` a module's experts; None detaches."""
+    setattr(module, _RUNNER, call)
+
+
+def _experts_function(
+    module: nn.Module,
+    hidden_states: torch.Tensor,
+    top_k_index: torch.Tensor,
+    top_k_weights: torch.Tensor,
+) -> torch.Tensor:
+    call: ExpertsCall | None = getattr(module, _RUNNER, None)
+    if call is None:
+        message = f"{type(module).__name__} was called without a layer's weights"
+        raise ReapStreamError(message)
+    return call(hidden_states, top_k_index, top_k_weights)
 
 
 def apply_gate(module: Any, hidden: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,110 @@
+"""What each command does with its parsed arguments; heavy modules are imported here."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+from reap_stream.errors import UsageError
+from reap_stream.pipeline import compact as run_compact
+from reap_stream.pipeline import observe as run_observe
+from reap_stream.pipeline import prune as run_prune
+from reap_stream.records import Summary
+from reap_stream.scoring.saliency import merge_scores
+from reap_stream.scoring.scores_file import load_scores, save_scores
+from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
+from reap_stream.verifying import verify_directory
+
+
+def run_settings(arguments: argparse.Namespace) -> RunSettings:
+    """The settings of a command that runs the model."""
+    return RunSettings(
+        model=arguments.model,
+        calibration=tuple(arguments.calibration),
+        method=getattr(arguments, "method", "reap"),
+        samples=arguments.samples,
+        sequence_length=arguments.sequence_length,
+        batch_tokens=arguments.batch_tokens,
+        seed=arguments.seed,
+        device=arguments.device,
+        compute_dtype=arguments.compute_dtype,
+        memory=None if arguments.memory is None else parse_nbytes(arguments.memory),
+        propagate=getattr(arguments, "propagate", "original"),
+        trust_remote_code=arguments.trust_remote_code,
+    )
+
+
+def output_settings(arguments: argparse.Namespace) -> OutputSettings:
+    """The settings of a command that writes a checkpoint."""
+    return OutputSettings(
+        output=arguments.output,
+        sparsity=arguments.sparsity,
+        keep=arguments.keep,
+        weights=arguments.weights,
+        max_shard_nbytes=parse_nbytes(arguments.max_shard_size),
+        mtp=arguments.mtp,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        snapshot_seconds=60.0 * arguments.snapshot_minutes,
+    )
+
+
+def prune(arguments: argparse.Namespace) -> None:
+    """`reap-stream prune`."""
+    _report(run_prune(run_settings(arguments), output_settings(arguments)), arguments.output)
+
+
+def observe(arguments: argparse.Namespace) -> None:
+    """`reap-stream observe`."""
+    summary = run_observe(
+        run_settings(arguments),
+        arguments.output,
+        overwrite=arguments.overwrite,
+        resume=arguments.resume,
+        snapshot_seconds=60.0 * arguments.snapshot_minutes,
+    )
+    _report(summary, arguments.output)
+
+
+def compact(arguments: argparse.Namespace) -> None:
+    """`reap-stream compact`."""
+    summary = run_compact(
+        arguments.model,
+        arguments.scores,
+        ChoiceSettings(arguments.method, arguments.seed),
+        output_settings(arguments),
+        trust_remote_code=arguments.trust_remote_code,
+    )
+    _report(summary, arguments.output)
+
+
+def merge(arguments: argparse.Namespace) -> None:
+    """`reap-stream merge`."""
+    if arguments.output.exists() and not arguments.overwrite:
+        message = f"{arguments.output}: exists already; --overwrite to replace it"
+        raise UsageError(message)
+    merged = merge_scores([load_scores(path) for path in arguments.scores])
+    save_scores(arguments.output, merged)
+    _say(f"{arguments.output}: {len(merged.layers)} layers, sources {', '.join(merged.sources)}")
+
+
+def verify(arguments: argparse.Namespace) -> None:
+    """`reap-stream verify`."""
+    report = verify_directory(
+        arguments.directory, arguments.source, trust_remote_code=arguments.trust_remote_code
+    )
+    _say(
+        f"{arguments.directory}: {report.tensors} tensors, {report.nbytes} bytes identical to "
+        f"{arguments.source}; {report.keep} experts in each of {report.layers} layers"
+    )
+
+
+def _report(summary: Summary, output: Path) -> None:
+    for note in summary.notes():
+        print(f"note: {note}", file=sys.stderr)  # noqa: T201 - this is the command line
+    _say(f"{output}: {summary.line()}")
+
+
+def _say(text: str) -> None:
+    print(text)  # noqa: T201 - this is the command line
