@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 ROWS, COLS = 3072, 5120  # an expert's down projection, transposed: GLM-4.6's width
 BLOCK = 128
-NUM_ROUTED = 4096  # rows of one expert's output
+NUM_ROUTED = 4096  # rows of one expert's output, in a large batch
+NUM_ROUTED_SMALL = 512  # what fits the cache, where torch's temporaries cost it least
 NUM_TOKENS = 8192
 COPY_NBYTES = 512 << 20
 
@@ -149,25 +150,22 @@ def encode(repeats: int) -> Iterator[Result]:
     )
 
 
-def saliency(repeats: int) -> Iterator[Result]:
+def saliency(num_rows: int, dtype: str, aim: float, repeats: int) -> Iterator[Result]:
     """Norms times gates of one expert's rows, summed in float64, against torch."""
-    gates = torch.rand(NUM_ROUTED)
-    sources = np.zeros(NUM_ROUTED, np.int32)
+    gates = torch.rand(num_rows)
+    sources = np.zeros(num_rows, np.int32)
     tokens = np.zeros(1, np.int64)
     sums = [np.zeros(1) for _ in range(4)]
-    for dtype, name in ((torch.bfloat16, "bf16"), (torch.float32, "f32")):
-        rows = torch.randn(NUM_ROUTED, COLS).to(dtype)
-        raw = rows.view(torch.int16 if name == "bf16" else torch.int32).numpy()
-
-        def ours(raw: np.ndarray = raw, name: str = name) -> int:
-            return _native.saliency(raw, name, gates.numpy(), sources, tokens, *sums, COLS)
-
-        def by_torch(rows: torch.Tensor = rows) -> torch.Tensor:
-            return (rows.float().norm(dim=-1) * gates).double().sum()
-
-        yield compare(
-            f"saliency {name} / torch", ours, by_torch, (raw.nbytes, raw.nbytes), 5, repeats
-        )
+    rows = torch.randn(num_rows, COLS).to(torch.bfloat16 if dtype == "bf16" else torch.float32)
+    raw = rows.view(torch.int16 if dtype == "bf16" else torch.int32).numpy()
+    yield compare(
+        f"saliency {dtype}, {num_rows} rows / torch",
+        lambda: _native.saliency(raw, dtype, gates.numpy(), sources, tokens, *sums, COLS),
+        lambda: (rows.float().norm(dim=-1) * gates).double().sum(),
+        (raw.nbytes, raw.nbytes),
+        aim,
+        repeats,
+    )
 
 
 def combine(repeats: int) -> Iterator[Result]:
@@ -218,7 +216,9 @@ def main() -> None:
             *decode((1, COLS), "channel scales", repeats),
             *decode((BLOCK, BLOCK), "128x128 scales", repeats),
             *encode(repeats),
-            *saliency(repeats),
+            *saliency(NUM_ROUTED, "bf16", 5, repeats),
+            *saliency(NUM_ROUTED, "f32", 1, repeats),
+            *saliency(NUM_ROUTED_SMALL, "bf16", 1, repeats),
             *combine(repeats),
             *copy(Path(directory), repeats),
         ]

@@ -69,7 +69,8 @@ def _command(
 ) -> argparse.ArgumentParser:
     parser: argparse.ArgumentParser = commands.add_parser(
         name,
-        help=text,
+        # argparse formats help with the % operator.
+        help=text.replace("%", "%%"),
         description=text[0].upper() + text[1:] + ".",
         allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,

@@ -3,17 +3,25 @@
 from __future__ import annotations
 
 import argparse
+import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+from reap_stream.demo import introduction, run_demo
+from reap_stream.demo_checkpoint import DemoModel
 from reap_stream.errors import UsageError
+from reap_stream.inspection import inspect_model
 from reap_stream.pipeline import compact as run_compact
 from reap_stream.pipeline import observe as run_observe
 from reap_stream.pipeline import prune as run_prune
+from reap_stream.planning import plan_pruning
 from reap_stream.records import Summary
 from reap_stream.scoring.saliency import merge_scores
 from reap_stream.scoring.scores_file import load_scores, save_scores
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
+from reap_stream.tables import inspection_text, plan_text
 from reap_stream.verifying import verify_directory
 
 
@@ -48,6 +56,21 @@ def output_settings(arguments: argparse.Namespace) -> OutputSettings:
         resume=arguments.resume,
         snapshot_seconds=60.0 * arguments.snapshot_minutes,
     )
+
+
+def inspect(arguments: argparse.Namespace) -> None:
+    """`reap-stream inspect`."""
+    inspection = inspect_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
+    _say(_json(inspection.document()) if arguments.json else inspection_text(inspection))
+
+
+def plan(arguments: argparse.Namespace) -> None:
+    """`reap-stream plan`."""
+    # A plan counts the tokens of the calibration data but does not open it.
+    arguments.calibration = ("builtin",)
+    output = OutputSettings(output=Path(), sparsity=arguments.sparsity, keep=arguments.keep)
+    planned = plan_pruning(run_settings(arguments), output)
+    _say(_json(planned.document()) if arguments.json else plan_text(planned))
 
 
 def prune(arguments: argparse.Namespace) -> None:
@@ -100,10 +123,25 @@ def verify(arguments: argparse.Namespace) -> None:
     )
 
 
+def demo(arguments: argparse.Namespace) -> None:
+    """`reap-stream demo`."""
+    model = DemoModel()
+    _say(f"{introduction(model)}\n")
+    _say(run_demo(arguments.output, model).table())
+    if arguments.output is None:
+        _say("kept          nothing; with --output DIR both checkpoints stay")
+    else:
+        _say(f"kept          {arguments.output / 'source'} and {arguments.output / 'pruned'}")
+
+
 def _report(summary: Summary, output: Path) -> None:
     for note in summary.notes():
         print(f"note: {note}", file=sys.stderr)  # noqa: T201 - this is the command line
     _say(f"{output}: {summary.line()}")
+
+
+def _json(document: Mapping[str, Any]) -> str:
+    return json.dumps(document, indent=2, ensure_ascii=False)
 
 
 def _say(text: str) -> None:

@@ -40,10 +40,17 @@ from reap_stream.scoring.accumulator import SaliencyAccumulator
 
 @dataclass(slots=True)
 class ForwardTimes:
-    """Seconds spent on the parts of a pass."""
+    """Seconds spent on the parts of a pass.
+
+    Attributes:
+        reading: reading and decoding layers; their dense tensors are written meanwhile.
+        running: running layers on the calibration tokens.
+        writing: choosing and writing experts.
+    """
 
     reading: float = 0.0
     running: float = 0.0
+    writing: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)

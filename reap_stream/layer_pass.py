@@ -138,7 +138,9 @@ class LayerPass:
             if not (done and prune_first):
                 self._forward.advance(index, layer, store=onward and not prune_first)
             if not done:
+                started = time.monotonic()
                 self._finish(index, layer, accumulator)
+                self._forward.times.writing += time.monotonic() - started
             if prune_first and onward:
                 self._advance_pruned(index, layer)
 

@@ -37,6 +37,14 @@ _MIN_BATCH_TOKENS = 1024
 _STREAMING_SLOTS = 1 + MOVING_SLOTS
 
 
+class BudgetError(UsageError):
+    """A memory budget that cannot hold a pass; `least` is the least that could, in bytes."""
+
+    def __init__(self, message: str, least: int) -> None:
+        super().__init__(message)
+        self.least = least
+
+
 @dataclass(frozen=True, slots=True)
 class Demands:
     """What a model's layers take, in bytes.
@@ -135,7 +143,7 @@ def plan_memory(
         device: where layers run.
 
     Raises:
-        UsageError: the budget cannot hold even a few experts; the message gives the least.
+        BudgetError: the budget cannot hold even a few experts; it gives the least that could.
     """
     on_device = device.type == "cuda"
     allowed = available_nbytes() if budget is None else budget
@@ -154,7 +162,7 @@ def plan_memory(
             f"{gib(least + working)} with batches of {tokens} tokens; raise --memory"
             + ("" if batch_tokens is None else " or lower --batch-tokens")
         )
-        raise UsageError(message)
+        raise BudgetError(message, least + working)
     room = allowed - least - working
     spill = hidden_nbytes > room // 2
     room -= 0 if spill else hidden_nbytes

@@ -10,7 +10,7 @@ import hashlib
 import time
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,6 +77,8 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         job = stack.enter_context(open_job(output.output, settings, output))
+        if job.is_published:
+            return _clean_up(job, started)
         outputs = PrunedOutputs(ready.model, variants, job, ready.corpus.sources, ready.run.choice)
         stack.enter_context(outputs.committer)
         snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
@@ -85,7 +87,11 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         layers = LayerPass(ready, forward, outputs, snapshots, reduced)
         layers.run()
         outputs.finish_rest()
-        details = {**run_details(ready, settings), **_findings(outputs.done, layers.non_finite)}
+        details = {
+            **run_details(ready, settings),
+            **_findings(outputs.done, layers.non_finite),
+            "stages": asdict(forward.times),
+        }
         summary = summarize(
             seconds=time.monotonic() - started,
             read_nbytes=reader.bytes_read + outputs.copied_nbytes,

@@ -8,15 +8,18 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from reap_stream.calibration.corpus import Corpus, load_corpus
 from reap_stream.calibration.spec import CalibrationSpec, parse_spec
+from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import open_config
 from reap_stream.errors import CalibrationError, UsageError
 from reap_stream.memory import MemoryPlan, measure_demands, plan_memory
 from reap_stream.model.layer import layer_feeds
 from reap_stream.model.opened import OpenedModel, check_forward, open_model
+from reap_stream.model.skeleton import Skeleton
 from reap_stream.model.transformers_api import load_tokenizer
 from reap_stream.scoring.saliency import METHODS
 from reap_stream.settings import RunSettings
@@ -82,7 +85,19 @@ def prepare_run(run: RunSettings) -> Preparation:
         vocab_size=model.architecture.model.get_input_embeddings().weight.shape[0],
     )
     memory = memory_for(model, corpus.num_tokens, device, run)
+    _try_embedding(model, corpus, device)
     return Preparation(run, model, corpus, device, dtype, memory)
+
+
+def _try_embedding(model: OpenedModel, corpus: Corpus, device: torch.device) -> None:
+    """Runs the model around its layers once, on two tokens.
+
+    Raises:
+        UnsupportedError: the model does more between its layers than hand hidden states on.
+    """
+    tokens = np.resize(corpus.rows[0].tokens, (1, 2)).astype(np.int64)
+    with Reader() as reader:
+        Skeleton(model, reader, device).embed(tokens)
 
 
 def read_tokenizer(run: RunSettings, specs: list[CalibrationSpec]) -> Callable[..., Any] | None:

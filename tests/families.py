@@ -42,6 +42,12 @@ class Family:
     def id(self) -> str:
         return self.config_type or self.model_type
 
+    @property
+    def count_key(self) -> str:
+        """The config value that holds the number of experts."""
+        keys = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
+        return next(key for key in keys if key in self.values)
+
 
 def _deepseek(**values: Any) -> dict[str, Any]:
     return {
@@ -54,6 +60,8 @@ def _deepseek(**values: Any) -> dict[str, Any]:
         **values,
     }
 
+
+NUM_EXPERTS = 8
 
 FAMILIES = [
     Family("glm4_moe", {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}),
@@ -77,3 +85,5 @@ FAMILIES = [
     Family("nemotron_h", {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 24, "n_shared_experts": 1, "layers_block_type": ["mamba", "moe", "attention", "moe"], "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2, "n_group": 1, "topk_group": 1, "chunk_size": 8, "use_mamba_kernels": False}),
     Family("lfm2_moe", {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]}),
 ]  # fmt: skip
+
+BY_ID = {family.id: family for family in FAMILIES}

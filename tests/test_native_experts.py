@@ -41,7 +41,9 @@ def saliency(rows, dtype, gates, sources, sums, **options):
 def naive_saliency(rows, gates, sources, num_sources):
     """Equation 9's sums, a row at a time in float64."""
     sums = zero_sums(num_sources)
-    for row, gate, source in zip(rows.double().numpy(), gates.astype(np.float64), sources, strict=True):
+    for row, gate, source in zip(
+        rows.double().numpy(), gates.astype(np.float64), sources, strict=True
+    ):
         norm = np.sqrt(np.sum(row * row))
         for total, term in zip(sums, (1, gate, norm, gate * norm), strict=False):
             total[source] += term
@@ -58,7 +60,9 @@ def test_saliency_is_the_naive_formula(dim, dtype, isa):
     sources = np.random.default_rng(2).integers(0, num_sources, n, dtype=np.int32)
     sums = zero_sums(num_sources)
     assert saliency(rows, dtype, gates, sources, sums, isa=isa) == 0
-    for name, got, want in zip(NAMES, sums, naive_saliency(rows, gates, sources, num_sources), strict=True):
+    for name, got, want in zip(
+        NAMES, sums, naive_saliency(rows, gates, sources, num_sources), strict=True
+    ):
         np.testing.assert_allclose(got, want, rtol=1e-14, err_msg=name)
 
 
@@ -192,3 +196,19 @@ def test_combine_refuses_an_unknown_token_before_it_adds(token):
     with pytest.raises(ValueError, match=rf"tokens\[1\] is {token}; out has 4 rows"):
         combine(make_rows(2, 8, "f32"), "f32", make_gates(2), tokens, out)
     assert not out.any()
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_rows_may_start_at_any_address(dtype, isa):
+    rows, gates = make_rows(5, 37, dtype), make_gates(5)
+    content = raw(rows).tobytes()
+    moved = memoryview(b"\xa5" + content)[1:]
+    zeros, tokens = np.zeros(5, np.int32), np.arange(5)
+    results = []
+    for data in (raw(rows), moved):
+        sums, out = zero_sums(1), np.zeros((5, 37), np.float32)
+        _native.saliency(data, dtype, gates, zeros, *sums, 37, isa=isa)
+        _native.combine(data, dtype, gates, tokens, out, 37, isa=isa)
+        results.append([array.tobytes() for array in (*sums, out)])
+    assert results[0] == results[1]

@@ -40,7 +40,9 @@ def grid_of(shape):
 def expand(scale, shape):
     """The scale of every element, as torch would be given it."""
     rows, cols, block_rows, block_cols = shape
-    wide = np.repeat(np.repeat(scale, min(block_rows, max(rows, 1)), 0), min(block_cols, max(cols, 1)), 1)
+    wide = np.repeat(
+        np.repeat(scale, min(block_rows, max(rows, 1)), 0), min(block_cols, max(cols, 1)), 1
+    )
     return torch.from_numpy(wide[:rows, :cols].copy())
 
 
@@ -140,7 +142,9 @@ def test_decode_of_any_layout_at_any_address(rows, cols, block_rows, block_cols,
 @pytest.mark.parametrize("isa", ISAS)
 def test_encode_of_every_bf16_value(isa):
     shape = (256, 256, 128, 128)
-    values = torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).view(256, 256)
+    values = (
+        torch.arange(65536, dtype=torch.int32).to(torch.int16).view(torch.bfloat16).view(256, 256)
+    )
     for factor in (1.0, 0.37, 1e-40, 1e38):
         scale = np.full(grid_of(shape), factor, np.float32)
         got = encode(values, scale, shape, "bf16", isa=isa)
@@ -252,3 +256,19 @@ def test_flush_to_zero_mode_of_the_caller_does_not_show(isa):
         torch.set_flush_denormal(False)
     assert flushed, "the mode was not on, so that this test shows nothing"
     np.testing.assert_array_equal(got.view(np.float32), expected.view(np.float32))
+
+
+@pytest.mark.parametrize("isa", ISAS)
+@pytest.mark.parametrize("dtype", ["bf16", "f32"])
+def test_encode_and_absmax_read_from_any_address(dtype, isa):
+    shape = (6, 45, 4, 40)
+    values = torch.randn(6, 45, generator=torch.Generator().manual_seed(6)).to(TORCH_DTYPES[dtype])
+    content = bits(values, dtype).tobytes()
+    moved = memoryview(b"\xa5" + content)[1:]
+    results = []
+    for data in (content, moved):
+        codes, largest = bytearray(6 * 45), np.empty(grid_of(shape), np.float32)
+        _native.fp8_encode(data, dtype, None, codes, *shape, isa=isa)
+        _native.block_absmax(data, dtype, largest, *shape, isa=isa)
+        results.append((bytes(codes), largest.tobytes()))
+    assert results[0] == results[1]

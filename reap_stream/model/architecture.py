@@ -97,7 +97,7 @@ class Architecture:
     def active_parameters(self, keep: int | None = None) -> int:
         """Parameters one token uses: all but the experts it is not sent to."""
         kept = self.num_experts if keep is None else keep
-        expert = sum(
+        expert: int = sum(
             tensor.numel() // self.num_experts
             for path in self.experts_paths.values()
             for tensor in self.model.get_submodule(path).parameters(recurse=False)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,8 +13,10 @@ from reap_stream.checkpoint.source import Checkpoint, open_checkpoint
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import Weight, group_weights, known_formats
 from reap_stream.model.architecture import Architecture, read_architecture
-from reap_stream.model.roles import TensorMap, map_tensors
-from reap_stream.model.transformers_api import KeyMap
+from reap_stream.model.roles import Feed, TensorMap, map_tensors, unfed_parameters
+from reap_stream.model.transformers_api import KeyMap, get_tensor
+
+_FLOATING = frozenset({"F64", "F32", "F16", "BF16"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +62,54 @@ def open_model(
 
 
 def check_forward(model: OpenedModel) -> None:
-    """Refuses weights that cannot be decoded, before any work.
+    """Refuses weights that the forward could not run with, before any work.
 
     Raises:
-        UnsupportedError: a weight's format is not known, or it cannot be decoded; the message
-            names file and tensor.
+        UnsupportedError: a weight is missing, of another shape, or cannot be decoded; the message
+            names the tensor.
     """
-    for weight in _weights(model):
-        reason = weight.format.refusal(weight)
-        if reason is not None:
-            file = next(iter(weight.parts.values())).file
-            message = f"{file}: {reason}"
-            raise UnsupportedError(message)
+    for fault in forward_faults(model):
+        raise UnsupportedError(fault)
 
 
-def _weights(model: OpenedModel) -> Iterable[Weight]:
-    for feed in model.tensor_map.feeds.values():
-        for _, weights in feed.groups:
-            yield from weights
+def forward_faults(model: OpenedModel) -> Iterator[str]:
+    """Every reason why the forward cannot run, with file and tensor; none where it can."""
+    architecture, feeds = model.architecture, model.tensor_map.feeds
+    for name in unfed_parameters(architecture, feeds):
+        yield (
+            f"{model.checkpoint.directory}: no tensor for parameter {name!r}, or none in a format "
+            "that is known: the checkpoint is not whole"
+        )
+    for feed in feeds.values():
+        parameter = get_tensor(architecture.model, feed.target)
+        weights = [weight for _, group in feed.groups for weight in group]
+        for weight in weights:
+            reason = weight.format.refusal(weight) or _code_fault(weight, parameter)
+            if reason is not None:
+                yield f"{next(iter(weight.parts.values())).file}: {reason}"
+        elements = sum(math.prod(weight.shape) for weight in weights)
+        if _fits(feed, parameter, sliced=feed.target in architecture.sliced):
+            continue
+        yield (
+            f"{next(iter(weights[0].parts.values())).file}: tensors like {weights[0].name!r} "
+            f"{list(weights[0].shape)} hold {elements} elements, {feed.target} "
+            f"{list(parameter.shape)} of the model {parameter.numel()}: config.json and weights "
+            "are of two models"
+        )
+
+
+def _fits(feed: Feed, parameter: torch.Tensor, *, sliced: bool) -> bool:
+    """Whether a parameter can be made of these weights, as far as shapes tell."""
+    weights = [weight for _, group in feed.groups for weight in group]
+    if feed.groups[0][0] is None:
+        return weights[0].shape == tuple(parameter.shape)
+    # A converter may make several parameters of a dense weight, but one of the experts.
+    return not sliced or sum(math.prod(weight.shape) for weight in weights) == parameter.numel()
+
+
+def _code_fault(weight: Weight, parameter: torch.Tensor) -> str | None:
+    """Integers where the model has fractions are codes of a format without a decoder here."""
+    dtype = next(iter(weight.parts.values())).dtype
+    if not weight.is_plain or dtype in _FLOATING or not parameter.is_floating_point():
+        return None
+    return f"tensor {weight.name!r} holds {dtype} codes, and no decoder for them is known"

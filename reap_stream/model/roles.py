@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -78,7 +78,8 @@ def map_tensors(
             roles.update(_slice_roles(architecture, keys, feed))
     _adopt_companions(roles, tensors)
     mtp = _map_mtp(architecture, roles, tensors, taken)
-    _refuse_unclaimed_experts(architecture, roles, tensors, taken)
+    unclaimed = {n: ref for n, ref in tensors.items() if n not in taken and n not in roles}
+    _refuse_unclaimed_experts(architecture, unclaimed, mtp.keys())
     for name in tensors:
         roles.setdefault(name, WHOLE)
     layers = sorted({layer for layer, _ in mtp.values()})
@@ -110,7 +111,8 @@ def _collect_feeds(keys: KeyMap, weights: Mapping[str, Weight]) -> tuple[dict[st
     return feeds, taken
 
 
-def _check_complete(architecture: Architecture, feeds: Mapping[str, Feed]) -> None:
+def unfed_parameters(architecture: Architecture, feeds: Mapping[str, Feed]) -> list[str]:
+    """Parameters and saved buffers of the model for which the checkpoint has no tensor."""
     made = set(feeds) | architecture.tied
     single = {
         name
@@ -120,15 +122,17 @@ def _check_complete(architecture: Architecture, feeds: Mapping[str, Feed]) -> No
     if len(single) < len(feeds):
         # A converter may make several parameters of which only the first is named as target.
         made |= {n for n in architecture.model.state_dict() if _sibling_is_fed(n, feeds, single)}
+    return [name for name in architecture.model.state_dict() if name not in made]
+
+
+def _check_complete(architecture: Architecture, feeds: Mapping[str, Feed]) -> None:
     missing = [
-        name
-        for name in architecture.model.state_dict()
-        if name not in made and name in architecture.sliced
+        name for name in unfed_parameters(architecture, feeds) if name in architecture.sliced
     ]
     if missing:
         message = (
             f"the checkpoint has no tensor for {missing[0]!r} and {len(missing) - 1} other "
-            "parameters that hold experts"
+            "parameters that hold experts, or none in a format that is known"
         )
         raise UnsupportedError(message)
 
@@ -271,17 +275,15 @@ def _moved(role: Role, layer: int, shift: int) -> Role:
 
 
 def _refuse_unclaimed_experts(
-    architecture: Architecture,
-    roles: Mapping[str, Role],
-    tensors: Mapping[str, TensorRef],
-    taken: set[str],
+    architecture: Architecture, unclaimed: Mapping[str, TensorRef], mtp: Collection[str]
 ) -> None:
     moe = set(architecture.moe_layers)
-    for name, ref in tensors.items():
-        if name in roles or name in taken or _COMPUTED.search(name):
+    for name, ref in unclaimed.items():
+        if _COMPUTED.search(name):
             continue
         match = _LAYER.match(name)
-        in_moe = match is not None and int(match[1]) in moe
+        # `mtp.layers.0` is not layer 0, and as wide as there are experts only by chance.
+        in_moe = match is not None and int(match[1]) in moe and name not in mtp
         if _EXPERT.search(name) or (in_moe and architecture.num_experts in ref.shape):
             message = (
                 f"{ref.file}: tensor {name!r} {list(ref.shape)} seems to hold experts, but "

@@ -122,8 +122,16 @@ class Skeleton:
 
     def _record(self, tokens: np.ndarray[Any, Any]) -> tuple[list[LayerCall], torch.Tensor]:
         ids, rows = np.unique(tokens, return_inverse=True)
-        self._embedding.weight = nn.Parameter(self._read_rows(ids), requires_grad=False)
         inputs = torch.from_numpy(rows.reshape(tokens.shape)).to(self._device)
+        whole = self._embedding.weight
+        self._embedding.weight = nn.Parameter(self._read_rows(ids), requires_grad=False)
+        try:
+            return self._record_inputs(inputs)
+        finally:
+            # The matrix stands for itself again: others count its rows.
+            self._embedding.weight = whole
+
+    def _record_inputs(self, inputs: torch.Tensor) -> tuple[list[LayerCall], torch.Tensor]:
         options = (False, True) if self._returns_tuple is None else (self._returns_tuple,)
         failure: Exception | None = None
         for returns_tuple in options:

@@ -28,6 +28,7 @@ from transformers.core_model_loading import (
     WeightConverter,
     WeightRenaming,
     rename_source_key,
+    revert_weight_conversion,
 )
 from transformers.integrations.moe import ALL_EXPERTS_FUNCTIONS, _grouped_mm
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -78,7 +79,7 @@ def load_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: b
             for script in directory.glob("*.py") if own_code else ():
                 shutil.copy(script, scratch)
             return AutoConfig.from_pretrained(scratch, trust_remote_code=own_code)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
         message = (
             f"{directory / 'config.json'}: transformers cannot read this config "
             f"(model type {model_type!r}): {error}"
@@ -112,6 +113,27 @@ def build_meta_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool
         )
         raise UnsupportedError(message) from error
     return model.eval()
+
+
+def checkpoint_tensors(model: Any, state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The tensors in which a checkpoint holds a model's `state`, under the checkpoint's names.
+
+    Args:
+        model: the model.
+        state: its parameters and buffers by name; meta tensors do.
+
+    Raises:
+        UnsupportedError: transformers cannot turn its conversion for this model round.
+    """
+    try:
+        tensors: dict[str, torch.Tensor] = revert_weight_conversion(model, state)
+    except (RuntimeError, ValueError, KeyError, NotImplementedError) as error:
+        message = (
+            f"transformers cannot say how a checkpoint of {type(model).__name__} names its "
+            f"tensors: {error}"
+        )
+        raise UnsupportedError(message) from error
+    return tensors
 
 
 def is_experts_module(module: nn.Module) -> bool:

@@ -1,0 +1,85 @@
+"""What all tests share: quiet libraries, no network, and tiny checkpoints made once a session."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import settings
+
+# Read when the libraries are imported, which only some tests do.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+# Models are tiny: on a busy machine more threads only wait for each other.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+# Machines that run tests are busy: a slow example is not a failure.
+settings.register_profile("reap", deadline=None)
+settings.load_profile("reap")
+
+TinyFactory = Callable[..., Path]
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory) -> TinyFactory:
+    """Makes a family's tiny checkpoint; the same call gives the same directory.
+
+    Arguments: the family's id; `dtype`: as stored; `max_shard_size`; further config values.
+    """
+    from transformers.utils import logging
+
+    from tests.builders import save, tiny_model
+    from tests.families import BY_ID
+
+    logging.disable_progress_bar()
+    made: dict[str, Path] = {}
+
+    def make(
+        family_id: str, *, dtype: Any = None, max_shard_size: str = "", **changes: Any
+    ) -> Path:
+        key = repr((family_id, dtype, max_shard_size, sorted(changes.items())))
+        if key not in made:
+            model = tiny_model(BY_ID[family_id], **changes)
+            model = model if dtype is None else model.to(dtype)
+            options = {"max_shard_size": max_shard_size} if max_shard_size else {}
+            made[key] = save(model, tmp_path_factory.mktemp(family_id), **options)
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def calibration(tmp_path_factory) -> tuple[str, ...]:
+    """SPECs of three files whose rows differ in length."""
+    from tests.builders import make_rows, write_rows
+
+    return write_rows(tmp_path_factory.mktemp("calibration"), make_rows())
+
+
+@pytest.fixture(scope="session")
+def rows() -> list[Any]:
+    """The rows of `calibration`, in the order of its files."""
+    from tests.builders import make_rows
+
+    return [row for array in make_rows() for row in array]
+
+
+@pytest.fixture(scope="session")
+def reference(rows) -> Callable[..., Any]:
+    """The oracle of a checkpoint on `rows`, made once."""
+    from torch import float32
+
+    from tests.oracle import Reference
+
+    made: dict[tuple[Path, Any], Reference] = {}
+
+    def make(directory: Path, dtype: Any = float32) -> Reference:
+        if (directory, dtype) not in made:
+            made[directory, dtype] = Reference(directory, rows, dtype)
+        return made[directory, dtype]
+
+    return make

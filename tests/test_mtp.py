@@ -1,0 +1,133 @@
+"""Next-token-prediction layers: pruned like the last MoE layer, or gone; config and tensors agree."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from reap_stream.cli import main
+from reap_stream.errors import VerificationError
+from reap_stream.verifying import verify_directory
+from tests.builders import add_mtp, load_tensors, read_config, write_checkpoint
+from tests.engine import prune_to, read_kept
+from tests.families import BY_ID
+from tests.oracle import assert_kept_bytes
+
+KEEP = 4
+STYLES = [("glm4_moe", "nextn"), ("deepseek_v3", "nextn"), ("qwen3_next", "mtp")]
+EVERY = pytest.mark.parametrize(("family_id", "style"), STYLES)
+
+
+@pytest.fixture(scope="session")
+def with_mtp(tiny, tmp_path_factory):
+    made = {}
+
+    def make(family_id, style):
+        if family_id not in made:
+            made[family_id] = add_mtp(tiny(family_id), tmp_path_factory.mktemp("mtp"), style)
+        return made[family_id]
+
+    return make
+
+
+def layers_of(source):
+    return read_config(source)["num_hidden_layers"]
+
+
+def mtp_names(source):
+    prefixes = ("mtp.", f"model.layers.{layers_of(source)}.")
+    return {name for name in load_tensors(source) if name.startswith(prefixes)}
+
+
+@EVERY
+def test_match_slices_it_like_the_last_moe_layer(family_id, style, with_mtp, calibration, tmp_path):
+    source = with_mtp(family_id, style)
+    output = prune_to(tmp_path / "pruned", source, calibration, KEEP, mtp="match")
+    kept, number = read_kept(output), layers_of(source)
+    assert kept[number] == kept[number - 1]
+    assert_kept_bytes(source, output, kept, number)
+    experts = {name for name in mtp_names(output) if ".experts." in name}
+    assert len(experts) == KEEP * 3
+    config = read_config(output)
+    assert config["num_nextn_predict_layers"] == 1
+    assert config[BY_ID[family_id].count_key] == KEEP
+    assert set(verify_kept(output, source)) == set(kept)
+
+
+@EVERY
+def test_match_is_the_default(family_id, style, with_mtp, calibration, tmp_path):
+    source = with_mtp(family_id, style)
+    named = prune_to(tmp_path / "named", source, calibration, KEEP, mtp="match")
+    silent = prune_to(tmp_path / "silent", source, calibration, KEEP)
+    assert read_kept(named) == read_kept(silent)
+    assert load_tensors(named).keys() == load_tensors(silent).keys()
+
+
+@EVERY
+def test_drop_leaves_no_tensor_and_no_count(family_id, style, with_mtp, calibration, tmp_path):
+    source = with_mtp(family_id, style)
+    output = prune_to(tmp_path / "pruned", source, calibration, KEEP, mtp="drop")
+    assert mtp_names(source)
+    assert not mtp_names(output)
+    assert read_config(output)["num_nextn_predict_layers"] == 0
+    kept = read_kept(output)
+    assert layers_of(source) not in kept
+    rest = {n: t for n, t in load_tensors(source).items() if n not in mtp_names(source)}
+    without = write_checkpoint(tmp_path / "without", rest, read_config(source))
+    assert_kept_bytes(without, output, kept)
+    verify_kept(output, source)
+
+
+@EVERY
+def test_half_a_prediction_layer_is_found_by_verify(
+    family_id, style, with_mtp, calibration, tmp_path
+):
+    source = with_mtp(family_id, style)
+    output = prune_to(tmp_path / "pruned", source, calibration, KEEP)
+    tensors = load_tensors(output)
+    lost = next(name for name in sorted(mtp_names(output)) if "experts.1." in name)
+    del tensors[lost]
+    damaged = write_checkpoint(tmp_path / "damaged", tensors, read_config(output))
+    (damaged / "reap").mkdir()
+    for path in (output / "reap").iterdir():
+        (damaged / "reap" / path.name).write_bytes(path.read_bytes())
+    with pytest.raises(VerificationError, match=lost):
+        verify_directory(damaged, source)
+
+
+def test_the_choice_does_not_depend_on_the_prediction_layer(with_mtp, tiny, calibration, tmp_path):
+    plain = prune_to(tmp_path / "plain", tiny("glm4_moe"), calibration, KEEP)
+    other = prune_to(tmp_path / "other", with_mtp("glm4_moe", "nextn"), calibration, KEEP)
+    found = read_kept(other)
+    del found[3]
+    assert found == read_kept(plain)
+
+
+@pytest.mark.parametrize("mtp", ["match", "drop"])
+def test_transformers_loads_what_is_left(mtp, with_mtp, calibration, tmp_path):
+    source = with_mtp("glm4_moe", "nextn")
+    output = prune_to(tmp_path / "pruned", source, calibration, KEEP, mtp=mtp)
+    _, info = AutoModelForCausalLM.from_pretrained(
+        output, dtype=torch.float32, output_loading_info=True
+    )
+    assert not info["missing_keys"]
+    assert not info["mismatched_keys"]
+    assert all(name.startswith("model.layers.3.") for name in info["unexpected_keys"])
+    assert bool(info["unexpected_keys"]) == (mtp == "match")
+
+
+@pytest.mark.parametrize("mtp", ["keep", "score"])
+def test_keep_and_score_are_refused(mtp, with_mtp, calibration, tmp_path, capsys):
+    source = with_mtp("glm4_moe", "nextn")
+    arguments = ["prune", str(source), "--output", str(tmp_path / "out"), "--keep", "4"]
+    assert main([*arguments, "--calibration", calibration[0], "--mtp", mtp]) == 2
+    assert f"--mtp {mtp}" in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def verify_kept(output, source):
+    report = verify_directory(output, source)
+    kept = read_kept(output)
+    assert (report.keep, report.layers) == (KEEP, len(kept))
+    return kept

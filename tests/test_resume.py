@@ -1,0 +1,270 @@
+"""A job killed at any step and resumed gives the bytes of one that was left alone."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import signal
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from reap_stream.cli import main
+from tests.builders import load_tensors, read_config, write_checkpoint
+from tests.engine import BATCH_TOKENS
+from tests.killing import count_steps, run
+
+# What a run says of itself and no resumed one can repeat.
+OF_THE_RUN = {
+    "seconds",
+    "read_nbytes",
+    "written_nbytes",
+    "peak_resident_nbytes",
+    "memory",
+    "stages",
+}
+MODES = {
+    "snapshots": ["--snapshot-minutes", "0"],
+    "no-snapshots": [],
+    "pruned": ["--propagate", "pruned"],
+    "pruned-snapshots": ["--propagate", "pruned", "--snapshot-minutes", "0"],
+    "several": ["--keep", "4,6", "--snapshot-minutes", "0"],
+}
+
+
+def prune_arguments(source, output, calibration, *options):
+    arguments = ["prune", str(source), "--output", str(output)]
+    for spec in calibration:
+        arguments += ["--calibration", spec]
+    arguments += ["--batch-tokens", str(BATCH_TOKENS), "--compute-dtype", "float32"]
+    arguments += ["--device", "cpu", "--max-shard-size", "40kB", *options]
+    return arguments if "--keep" in options else [*arguments, "--keep", "4"]
+
+
+def contents(path):
+    """Every file below a path, the facts of a single run left out of its record."""
+    if path.is_file():
+        return {"": path.read_bytes()}
+    found = {}
+    for file in sorted(path.rglob("*")):
+        if file.name == "run.json":
+            record = json.loads(file.read_bytes())
+            found[file.relative_to(path)] = {
+                key: value for key, value in record.items() if key not in OF_THE_RUN
+            }
+        elif file.is_file():
+            found[file.relative_to(path)] = file.read_bytes()
+    return found
+
+
+def kill_and_resume(arguments, output, expected, step):
+    """Kills a run at a step, resumes it, and compares what it leaves."""
+    log = output.with_suffix(".log")
+    assert run(arguments, log, stop_at=step) == -signal.SIGKILL, log.read_text()
+    job = output.parent / f".{output.name}.reap-job"
+    if (job / "job.json").exists():
+        assert run([*arguments, "--resume"], log) == 0, (step, log.read_text())
+        assert not job.exists(), step
+    elif not output.exists():
+        # There was no job yet: the command itself starts anew.
+        assert run(arguments, log) == 0, (step, log.read_text())
+    assert contents(output) == expected, step
+
+
+def sweep(make_arguments, tmp_path, stride, dense_end=0):
+    """Kills runs at every `stride`-th step, and at every second one of the last `dense_end`."""
+    whole = tmp_path / "whole"
+    total = count_steps(make_arguments(whole), tmp_path / "log")
+    expected = contents(whole)
+    assert total > 20
+    for step in sorted({*range(1, total + 1, stride), *range(total - dense_end + 1, total + 1, 2)}):
+        output = tmp_path / f"killed-{step}"
+        kill_and_resume(make_arguments(output), output, expected, step)
+
+
+@pytest.mark.parametrize(
+    ("mode", "stride", "dense_end"),
+    [
+        ("snapshots", 7, 24),
+        ("no-snapshots", 13, 0),
+        ("pruned", 13, 0),
+        ("pruned-snapshots", 11, 0),
+        ("several", 23, 0),
+    ],
+)
+def test_killed_prune_resumes_to_the_same_bytes(
+    mode, stride, dense_end, tiny, calibration, tmp_path
+):
+    source = tiny("glm4_moe")
+
+    def arguments(output):
+        return prune_arguments(source, output, calibration, *MODES[mode])
+
+    sweep(arguments, tmp_path, stride, dense_end)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("mode", list(MODES))
+def test_killed_at_every_step(mode, tiny, calibration, tmp_path):
+    source = tiny("glm4_moe")
+    sweep(lambda out: prune_arguments(source, out, calibration, *MODES[mode]), tmp_path, 1)
+
+
+def observe_arguments(source, output, calibration):
+    arguments = prune_arguments(source, output, calibration, "--snapshot-minutes", "0")
+    arguments[0] = "observe"
+    at = arguments.index("--max-shard-size")
+    return [*arguments[:at], *arguments[at + 2 : -2]]
+
+
+def test_killed_observe_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
+    source = tiny("glm4_moe")
+    sweep(lambda out: observe_arguments(source, out, calibration), tmp_path, 5)
+
+
+def test_killed_compact_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
+    source, scores = tiny("glm4_moe"), tmp_path / "scores.safetensors"
+    assert main(observe_arguments(source, scores, calibration)) == 0
+
+    def arguments(output):
+        return [
+            *("compact", str(source), "--scores", str(scores), "--output", str(output)),
+            *("--keep", "4,6", "--max-shard-size", "40kB"),
+        ]
+
+    sweep(arguments, tmp_path, 13)
+
+
+def test_killed_twice_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
+    source, log = tiny("glm4_moe"), tmp_path / "log"
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    options = ("--snapshot-minutes", "0")
+    assert run(prune_arguments(source, whole, calibration, *options), log) == 0
+    arguments = prune_arguments(source, output, calibration, *options)
+    assert run(arguments, log, stop_at=12) == -signal.SIGKILL
+    for step in (4, 9, 5):
+        assert run([*arguments, "--resume"], log, stop_at=step) == -signal.SIGKILL
+    assert run([*arguments, "--resume"], log) == 0, log.read_text()
+    assert contents(output) == contents(whole)
+
+
+@pytest.fixture
+def stopped(tiny, calibration, tmp_path):
+    """A job killed after its first layers: arguments, output."""
+    output = tmp_path / "output"
+    arguments = prune_arguments(tiny("glm4_moe"), output, calibration)
+    assert run(arguments, tmp_path / "log", stop_at=14) == -signal.SIGKILL
+    return arguments, output
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "name"),
+    [
+        ("--keep", "5", "keep was .*4.*, is .*5"),
+        ("--method", "ean", "method was .*reap.*, is .*ean"),
+        ("--seed", "7", "seed was 0, is 7"),
+        ("--max-shard-size", "50kB", "max_shard_nbytes was 40000, is 50000"),
+        ("--mtp", "drop", "mtp was .*match.*, is .*drop"),
+        ("--propagate", "pruned", "propagate was .*original.*, is .*pruned"),
+        ("--batch-tokens", "24", "batch_tokens was 72, is 24"),
+        ("--compute-dtype", "bfloat16", "compute_dtype was .*float32.*, is .*bfloat16"),
+        ("--sequence-length", "8", "calibration_sha256 was"),
+    ],
+)
+def test_other_settings_are_refused_by_name(option, value, name, stopped, capsys):
+    arguments, output = stopped
+    changed = [*arguments, "--resume"]
+    if option in changed:
+        changed[changed.index(option) + 1] = value
+    else:
+        changed += [option, value]
+    assert main(changed) == 2
+    assert re.search(name, capsys.readouterr().err)
+    assert not output.exists()
+
+
+def test_another_source_is_refused(stopped, tiny, capsys):
+    arguments, output = stopped
+    other = [*arguments, "--resume"]
+    other[1] = str(tiny("glm4_moe", moe_intermediate_size=24))
+    assert main(other) == 2
+    assert "source was" in capsys.readouterr().err
+    assert not output.exists()
+
+
+def test_the_same_source_elsewhere_and_another_budget_are_not(stopped, tmp_path):
+    arguments, output = stopped
+    moved = tmp_path / "moved"
+    source = Path(arguments[1])
+    write_checkpoint(moved, load_tensors(source), read_config(source))
+    for file in source.iterdir():
+        (moved / file.name).write_bytes(file.read_bytes())
+    again = [*arguments, "--resume", "--memory", "8GiB"]
+    again[1] = str(moved)
+    log = tmp_path / "log"
+    assert run(again, log) == 0, log.read_text()
+    assert output.is_dir()
+
+
+def test_a_half_done_job_is_named_and_overwrite_starts_anew(stopped, tmp_path, capsys):
+    arguments, output = stopped
+    assert main(arguments) == 2
+    assert "--resume to go on, --overwrite to start anew" in capsys.readouterr().err
+    log = tmp_path / "log"
+    assert run([*arguments, "--overwrite"], log) == 0, log.read_text()
+    assert output.is_dir()
+
+
+def test_resume_without_a_job_is_refused(tiny, calibration, tmp_path, capsys):
+    arguments = prune_arguments(tiny("glm4_moe"), tmp_path / "output", calibration, "--resume")
+    assert main(arguments) == 2
+    assert "no half-done job" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("step", [9, 15, 21])
+def test_an_interrupt_names_resume_and_can_be_resumed(step, tiny, calibration, tmp_path):
+    source, log, output = tiny("glm4_moe"), tmp_path / "log", tmp_path / "output"
+    whole = tmp_path / "whole"
+    assert run(prune_arguments(source, whole, calibration), log) == 0
+    arguments = prune_arguments(source, output, calibration)
+    assert run(arguments, log, stop_at=step, with_signal=signal.SIGINT) == 130
+    assert "--resume" in log.read_text()
+    assert not output.exists()
+    assert run([*arguments, "--resume"], log) == 0, log.read_text()
+    assert contents(output) == contents(whole)
+
+
+def test_overwrite_keeps_the_old_output_until_the_new_is_whole(tiny, calibration, tmp_path):
+    source, log, output = tiny("glm4_moe"), tmp_path / "log", tmp_path / "output"
+    before, fresh = tmp_path / "before", tmp_path / "fresh"
+    assert run(prune_arguments(source, before, calibration, "--keep", "6"), log) == 0
+    assert run(prune_arguments(source, fresh, calibration), log) == 0
+    old, new = contents(before), contents(fresh)
+    arguments = [*prune_arguments(source, output, calibration), "--overwrite"]
+    shutil.copytree(before, output)
+    total = count_steps(arguments, log)
+    found = []
+    for step in sorted({*range(1, total, 19), *range(total - 16, total, 3)}):
+        shutil.rmtree(output)
+        shutil.copytree(before, output)
+        assert run(arguments, log, stop_at=step) == -signal.SIGKILL
+        # At no moment is there anything but the old output or the new one, whole.
+        assert contents(output) in (old, new), step
+        found.append(contents(output) == new)
+    assert found == sorted(found)
+    assert set(found) == {True, False}
+
+
+def test_scores_are_those_of_an_uninterrupted_run(stopped, tiny, calibration, tmp_path):
+    arguments, output = stopped
+    log, whole = tmp_path / "log", tmp_path / "whole"
+    assert run([*arguments, "--resume"], log) == 0
+    assert run(prune_arguments(tiny("glm4_moe"), whole, calibration), log) == 0
+    name = "reap/scores.safetensors"
+    mine, theirs = load_file(output / name), load_file(whole / name)
+    assert mine.keys() == theirs.keys()
+    for key, array in theirs.items():
+        np.testing.assert_array_equal(mine[key], array, err_msg=key)
