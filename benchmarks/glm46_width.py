@@ -19,72 +19,14 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from synthetic import Widths, make_checkpoint
 
-HIDDEN, EXPERTS, WIDTH, DENSE_WIDTH = 5120, 160, 1536, 12288
-HEADS, KV_HEADS, HEAD_DIM = 96, 8, 128
-VOCABULARY, LAYERS = 32768, 3
+WIDTHS = Widths()
 ROWS, ROW_TOKENS = 16, 512
-SHARD_NBYTES = 4 * 10**9
-POOL_NBYTES = 1 << 28
-
-CONFIG = {
-    "architectures": ["Glm4MoeForCausalLM"],
-    "model_type": "glm4_moe",
-    "attention_bias": True,
-    "first_k_dense_replace": 1,
-    "head_dim": HEAD_DIM,
-    "hidden_act": "silu",
-    "hidden_size": HIDDEN,
-    "intermediate_size": DENSE_WIDTH,
-    "max_position_embeddings": 202752,
-    "moe_intermediate_size": WIDTH,
-    "n_group": 1,
-    "n_routed_experts": EXPERTS,
-    "n_shared_experts": 1,
-    "norm_topk_prob": True,
-    "num_attention_heads": HEADS,
-    "num_experts_per_tok": 8,
-    "num_hidden_layers": LAYERS,
-    "num_key_value_heads": KV_HEADS,
-    "num_nextn_predict_layers": 1,
-    "partial_rotary_factor": 0.5,
-    "rms_norm_eps": 1e-05,
-    "rope_theta": 1000000,
-    "routed_scaling_factor": 2.5,
-    "tie_word_embeddings": False,
-    "topk_group": 1,
-    "torch_dtype": "bfloat16",
-    "use_qk_norm": True,
-    "vocab_size": VOCABULARY,
-    "quantization_config": {
-        "quant_method": "compressed-tensors",
-        "format": "float-quantized",
-        "config_groups": {
-            "group_0": {
-                "targets": ["Linear"],
-                "weights": {
-                    "num_bits": 8,
-                    "type": "float",
-                    "strategy": "channel",
-                    "dynamic": False,
-                    "symmetric": True,
-                },
-                "input_activations": {
-                    "num_bits": 8,
-                    "type": "float",
-                    "strategy": "token",
-                    "dynamic": True,
-                },
-            }
-        },
-        "ignore": ["lm_head", "re:.*mlp.gate$", "re:.*eh_proj$"],
-    },
-}
 
 
 def main() -> None:
@@ -102,7 +44,7 @@ def main() -> None:
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="reap-glm46-"))
     source = directory / "source"
     if not (source / "config.json").exists():
-        make_checkpoint(source)
+        make_checkpoint(source, WIDTHS)
     runs = {"free": None, "budget": arguments.memory}
     results = {
         name: run_worker(directory, memory)
@@ -112,110 +54,6 @@ def main() -> None:
     report(results, source, as_json=arguments.json)
     if arguments.directory is None:
         shutil.rmtree(directory)
-
-
-def tensors() -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    """Every tensor of the checkpoint: name, dtype tag, shape."""
-    yield "model.embed_tokens.weight", "BF16", (VOCABULARY, HIDDEN)
-    for layer in range(LAYERS + 1):
-        prefix = f"model.layers.{layer}."
-        yield from _attention(prefix)
-        if layer == 0:
-            yield from _mlp(prefix + "mlp.", DENSE_WIDTH)
-        else:
-            yield prefix + "mlp.gate.weight", "BF16", (EXPERTS, HIDDEN)
-            yield prefix + "mlp.gate.e_score_correction_bias", "F32", (EXPERTS,)
-            yield from _mlp(prefix + "mlp.shared_experts.", WIDTH)
-            for expert in range(EXPERTS):
-                yield from _mlp(f"{prefix}mlp.experts.{expert}.", WIDTH)
-        if layer == LAYERS:
-            yield prefix + "eh_proj.weight", "BF16", (HIDDEN, 2 * HIDDEN)
-            for norm in ("enorm", "hnorm", "shared_head.norm"):
-                yield f"{prefix}{norm}.weight", "BF16", (HIDDEN,)
-    yield "model.norm.weight", "BF16", (HIDDEN,)
-    yield "lm_head.weight", "BF16", (VOCABULARY, HIDDEN)
-
-
-def _linear(name: str, rows: int, columns: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    yield name + ".weight", "F8_E4M3", (rows, columns)
-    yield name + ".weight_scale", "F32", (rows, 1)
-
-
-def _attention(prefix: str) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    yield prefix + "input_layernorm.weight", "BF16", (HIDDEN,)
-    yield prefix + "post_attention_layernorm.weight", "BF16", (HIDDEN,)
-    for name, heads in (("q", HEADS), ("k", KV_HEADS), ("v", KV_HEADS)):
-        yield from _linear(f"{prefix}self_attn.{name}_proj", heads * HEAD_DIM, HIDDEN)
-        yield f"{prefix}self_attn.{name}_proj.bias", "BF16", (heads * HEAD_DIM,)
-    yield from _linear(f"{prefix}self_attn.o_proj", HIDDEN, HEADS * HEAD_DIM)
-    for name in ("q_norm", "k_norm"):
-        yield f"{prefix}self_attn.{name}.weight", "BF16", (HEAD_DIM,)
-
-
-def _mlp(prefix: str, width: int) -> Iterator[tuple[str, str, tuple[int, ...]]]:
-    yield from _linear(prefix + "gate_proj", width, HIDDEN)
-    yield from _linear(prefix + "up_proj", width, HIDDEN)
-    yield from _linear(prefix + "down_proj", HIDDEN, width)
-
-
-def make_checkpoint(directory: Path) -> None:
-    """Writes the checkpoint shard by shard from a pool of random codes; needs little memory."""
-    import torch
-
-    from reap_stream.checkpoint.header import render_header
-    from reap_stream.checkpoint.dtypes import tensor_nbytes
-
-    directory.mkdir(parents=True, exist_ok=True)
-    generator = torch.Generator().manual_seed(0)
-    values = torch.randn(POOL_NBYTES // 8, generator=generator) * 64
-    codes = values.to(torch.float8_e4m3fn).view(torch.uint8).repeat(8).numpy()
-    rng = np.random.default_rng(0)
-    shards: list[list[tuple[str, str, tuple[int, ...], int]]] = [[]]
-    filled = 0
-    for name, dtype, shape in tensors():
-        nbytes = tensor_nbytes(dtype, shape)
-        if filled + nbytes > SHARD_NBYTES:
-            shards.append([])
-            filled = 0
-        shards[-1].append((name, dtype, shape, nbytes))
-        filled += nbytes
-    weight_map = {}
-    for number, entries in enumerate(shards, 1):
-        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
-        weight_map.update(dict.fromkeys((entry[0] for entry in entries), file))
-        rows, end = [], 0
-        for name, dtype, shape, nbytes in entries:
-            rows.append((name, dtype, shape, end, end + nbytes))
-            end += nbytes
-        with (directory / file).open("wb") as out:
-            out.write(render_header(rows, {"format": "pt"}))
-            for name, dtype, shape, nbytes in entries:
-                out.write(_bytes(name, dtype, shape, nbytes, codes, rng))
-    total = sum(entry[3] for entries in shards for entry in entries)
-    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-    (directory / "config.json").write_text(json.dumps(CONFIG, indent=2))
-
-
-def _bytes(
-    name: str,
-    dtype: str,
-    shape: tuple[int, ...],
-    nbytes: int,
-    codes: np.ndarray[Any, Any],
-    rng: np.random.Generator,
-) -> Any:
-    if dtype == "F8_E4M3":
-        start = int(rng.integers(0, len(codes) - nbytes))
-        return memoryview(codes[start : start + nbytes])
-    if dtype == "F32":
-        scale = 0.02 if "correction_bias" in name else 0.02 / 64
-        return (rng.random(shape, dtype=np.float32) * scale + scale / 2).tobytes()
-    if "norm" in name:
-        values = np.ones(shape, dtype=np.float32)
-    else:
-        values = rng.standard_normal(shape, dtype=np.float32) * np.float32(0.02)
-    return (values.view(np.uint32) >> 16).astype(np.uint16).tobytes()
 
 
 def run_worker(directory: Path, memory: str | None) -> dict[str, Any]:
@@ -260,7 +98,7 @@ def work(directory: Path, memory: str) -> None:
     from reap_stream.pipeline import prune
     from reap_stream.settings import OutputSettings, RunSettings, parse_nbytes
 
-    rows = np.random.default_rng(1).integers(0, VOCABULARY, size=(ROWS, ROW_TOKENS))
+    rows = np.random.default_rng(1).integers(0, WIDTHS.vocabulary, size=(ROWS, ROW_TOKENS))
     np.save(directory / "tokens.npy", rows)
     products = Products()
     bare = torch.nn.functional.linear
@@ -316,13 +154,9 @@ def bare_rate(products: Products, linear: Any) -> float:
 def report(results: dict[str, dict[str, Any]], source: Path, *, as_json: bool) -> None:
     """Prints what was measured."""
     nbytes = sum(file.stat().st_size for file in source.glob("*.safetensors"))
-    layer = sum(
-        int(np.prod(shape)) * {"F8_E4M3": 1, "F32": 4, "BF16": 2}[dtype]
-        for name, dtype, shape in tensors()
-        if name.startswith("model.layers.1.")
-    )
-    hidden = ROWS * ROW_TOKENS * HIDDEN * 2
-    tokens = ROWS * ROW_TOKENS * LAYERS
+    layer = WIDTHS.layer_nbytes(1)
+    hidden = ROWS * ROW_TOKENS * WIDTHS.hidden * 2
+    tokens = ROWS * ROW_TOKENS * WIDTHS.layers
     for result in results.values():
         result["read_ratio"] = result["read_nbytes"] / nbytes
         result["tokens_per_second"] = tokens / result["seconds"]

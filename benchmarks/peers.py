@@ -98,9 +98,7 @@ def main() -> None:
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="reap-peers-"))
     directory.mkdir(parents=True, exist_ok=True)
     peer = arguments.peer_python or install_peer(directory)
-    results = {
-        name: compare(name, directory, peer, arguments.memory) for name in arguments.models
-    }
+    results = {name: compare(name, directory, peer, arguments.memory) for name in arguments.models}
     print(json.dumps(results) if arguments.json else table(results))
     if arguments.directory is None:
         shutil.rmtree(directory)
@@ -139,9 +137,7 @@ def compare(name: str, directory: Path, peer: Path, memory: str) -> dict[str, An
     return {way: measure(command, directory, reference) for way, command in ways.items()}
 
 
-def measure(
-    command: list[str], directory: Path, reference: dict[int, list[int]]
-) -> dict[str, Any]:
+def measure(command: list[str], directory: Path, reference: dict[int, list[int]]) -> dict[str, Any]:
     """Runs a command and looks at what it wrote."""
     out = directory / "out"
     shutil.rmtree(out, ignore_errors=True)

@@ -133,6 +133,7 @@ def run_demo(output: Path | None = None, model: DemoModel | None = None) -> Demo
             calibration=(_CALIBRATION,),
             samples=_SAMPLES,
             sequence_length=_SEQUENCE_LENGTH,
+            # So that every machine takes the same way.
             device="cpu",
         )
         shard_nbytes = max(path.stat().st_size for path in source.glob("*.safetensors"))

@@ -223,6 +223,12 @@ def resident_nbytes() -> int:
 
 def peak_resident_nbytes() -> int:
     """Largest resident memory this process ever had, in bytes."""
+    status = Path("/proc/self/status")
+    if status.exists():
+        for line in status.read_text(encoding="ascii", errors="replace").splitlines():
+            # Not `ru_maxrss`: that begins with the memory of the process that started this one.
+            if line.startswith("VmHWM:"):
+                return int(line.split()[1]) * 1024
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 

@@ -23,6 +23,7 @@ from reap_stream.forward import ForwardPass
 from reap_stream.layer_pass import LayerPass, Snapshots
 from reap_stream.model.architecture import Architecture, read_architecture, with_expert_count
 from reap_stream.model.opened import OpenedModel, open_model
+from reap_stream.model.transformers_api import materialize_buffers
 from reap_stream.observing import ScoreSink
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.preparation import Preparation, prepare_run
@@ -250,12 +251,14 @@ def _forward(stack: ExitStack, ready: Preparation, reader: Reader, job: Job) -> 
 def _reduced(ready: Preparation, variant: Variant) -> Architecture:
     checkpoint, architecture = ready.model.checkpoint, ready.model.architecture
     raw = with_expert_count(checkpoint.config, architecture.count_paths, variant.target.keep)
-    return read_architecture(
+    reduced = read_architecture(
         checkpoint.directory,
         raw,
         dtype=ready.dtype,
         trust_remote_code=ready.run.trust_remote_code,
     )
+    materialize_buffers(reduced.model, ready.device)
+    return reduced
 
 
 def _check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:

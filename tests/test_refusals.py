@@ -23,7 +23,11 @@ from tests.families import BY_ID, COMMON, MLA, Family
 # Model type → what a config needs to be small, and what of the model runs the experts.
 NO_EXPERTS_CALL = [
     ("llama4_text", {"num_local_experts": 4, "intermediate_size_mlp": 48}, "Llama4TextExperts"),
-    ("dbrx", {"d_model": 32, "n_heads": 4, "n_layers": 2, "max_seq_len": 64}, "DbrxExperts"),
+    (
+        "dbrx",
+        {"d_model": 32, "n_heads": 4, "n_layers": 2, "attn_config": {"rope_theta": 10000.0}},
+        "DbrxExperts",
+    ),
     (
         "longcat_flash",
         {**MLA, "n_routed_experts": 4, "zero_expert_num": 2, "num_layers": 2},

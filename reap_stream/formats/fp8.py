@@ -88,9 +88,7 @@ class Fp8:
         scale = parts["scale"].to(torch.float32).reshape(-(-rows // block[0]), -1).contiguous()
         codes = parts["weight"].view(weight.shape)
         if out.device.type != "cpu" or out.dtype == torch.float16 or not out.is_contiguous():
-            grown = scale.repeat_interleave(block[0], 0)[:rows]
-            grown = grown.repeat_interleave(block[1], 1)[:, :columns]
-            out.copy_(codes.to(torch.float32) * grown)
+            out.copy_(codes.to(torch.float32) * _spread(scale, block, rows, columns))
             return
         tag: Literal["bf16", "f32"] = "bf16" if out.dtype == torch.bfloat16 else "f32"
         _native.fp8_decode(
@@ -103,3 +101,12 @@ class Fp8:
             tag,
             threads=torch.get_num_threads(),
         )
+
+
+def _spread(scale: torch.Tensor, block: tuple[int, int], rows: int, columns: int) -> torch.Tensor:
+    """Scales by block [.., ..] laid out so that they multiply a matrix [rows, columns]."""
+    if scale.shape[0] not in (1, rows):
+        scale = scale.repeat_interleave(block[0], 0)[:rows]
+    if scale.shape[1] not in (1, columns):
+        scale = scale.repeat_interleave(block[1], 1)[:, :columns]
+    return scale

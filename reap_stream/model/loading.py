@@ -38,10 +38,7 @@ def decode(
         dtype: dtype of the values; integer and boolean buffers keep their own.
         device: where the values go; bytes travel there before they are decoded.
     """
-    parts = {
-        role: typed(ref, raw[role]).to(device, non_blocking=True)
-        for role, ref in weight.parts.items()
-    }
+    parts = {role: typed(ref, raw[role]).to(device) for role, ref in weight.parts.items()}
     if weight.is_plain:
         tensor = parts["weight"]
         return tensor.to(dtype) if tensor.is_floating_point() else tensor

@@ -32,6 +32,7 @@ MOVING_SLOTS = 2
 _ALIGN = 64
 
 Bytes = np.ndarray[Any, Any]
+Requests = list[tuple[TensorRef, int, int, Bytes]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,6 +101,7 @@ class ExpertStore:
         self._resident = 0
         self._moving: dict[int, tuple[int, Future[None]]] = {}
         self._turn = 0
+        self._copied: dict[int, torch.cuda.Event] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._places: dict[str, tuple[int, int]] = {}
         self._whole: dict[str, torch.Tensor] = {}
@@ -141,7 +143,8 @@ class ExpertStore:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-        for mapping in (self._moving, self._places, self._whole, self._converted, self._stack):
+        kept = (self._moving, self._places, self._whole, self._converted, self._stack)
+        for mapping in (*kept, self._copied):
             mapping.clear()
         self._stack_is_current = False
         self._arena = torch.empty(0, dtype=torch.uint8)
@@ -171,12 +174,15 @@ class ExpertStore:
         Returns:
             Leaf name → tensor without the expert dimension, valid until the next call.
         """
-        base = self._bring(expert) * self.layout.nbytes if self.layout.pieces else 0
+        slot = self._bring(expert) if self.layout.pieces else 0
         if following is not None and self.layout.pieces and not self._held(following):
-            self._fetch(following)
+            self._fetch(following, in_use=slot)
+        base = slot * self.layout.nbytes
         made = {
             leaf: self._from_slot(leaf, expert, base, dtype, device) for leaf in self.layout.feeds
         }
+        if device.type == "cuda" and slot >= self._resident:
+            self._copied[slot] = torch.cuda.current_stream(device).record_event()
         for leaf in self._fused:
             if leaf not in self._converted:
                 self._convert_fused(leaf, dtype, device)
@@ -212,17 +218,30 @@ class ExpertStore:
         future.result()
         return slot
 
-    def _fetch(self, expert: int) -> None:
+    def _fetch(self, expert: int, in_use: int | None = None) -> None:
+        """Begins to read an expert into the moving slot that was refilled longest ago.
+
+        An expert found in a moving slot may be the next to make way: `in_use` spares its slot.
+        """
         if self._pool is None:
             self._pool = ThreadPoolExecutor(max_workers=1, thread_name_prefix="reap-experts")
+        if self._resident + self._turn == in_use:
+            self._turn = (self._turn + 1) % MOVING_SLOTS
         slot = self._resident + self._turn
         self._turn = (self._turn + 1) % MOVING_SLOTS
         for number in [n for n, (taken, _) in self._moving.items() if taken == slot]:
             del self._moving[number]
         requests = self._requests(expert, slot)
-        self._moving[expert] = (slot, self._pool.submit(self._reader.read_into, requests))
+        copied = self._copied.pop(slot, None)
+        self._moving[expert] = (slot, self._pool.submit(self._refill, requests, copied))
 
-    def _requests(self, expert: int, slot: int) -> list[tuple[TensorRef, int, int, Bytes]]:
+    def _refill(self, requests: Requests, copied: torch.cuda.Event | None) -> None:
+        if copied is not None:
+            # The device copies from the slot in its own time.
+            copied.synchronize()
+        self._reader.read_into(requests)
+
+    def _requests(self, expert: int, slot: int) -> Requests:
         requests = []
         for piece in self.layout.pieces:
             start = slot * self.layout.nbytes + piece.offset
@@ -268,7 +287,7 @@ class ExpertStore:
         ref = weights[0].parts["weight"]
         rows = sum(weight.shape[0] for weight in weights)
         whole = TensorRef(ref.name, ref.file, ref.dtype, (rows, *ref.shape[1:]), 0, nbytes)
-        return typed(whole, joined).to(device=device, dtype=dtype, non_blocking=True)
+        return typed(whole, joined).to(device=device, dtype=dtype)
 
     def _decode_rows(
         self,
@@ -284,10 +303,7 @@ class ExpertStore:
             out = self._scratch[leaf] = torch.empty(shape, dtype=dtype, device=device)
         row = 0
         for weight, raw in zip(weights, raws, strict=True):
-            parts = {
-                role: typed(ref, raw[role]).to(device, non_blocking=True)
-                for role, ref in weight.parts.items()
-            }
+            parts = {role: typed(ref, raw[role]).to(device) for role, ref in weight.parts.items()}
             weight.format.decode(weight, parts, out[row : row + weight.shape[0]])
             row += weight.shape[0]
         return out

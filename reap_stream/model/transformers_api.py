@@ -19,6 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
@@ -37,6 +38,10 @@ from reap_stream.errors import ReapStreamError, UnsupportedError
 
 EXPERTS_IMPLEMENTATION = "reap_stream"
 _RUNNER = "_reap_stream_runner"
+# What transformers raises for a config it cannot read.
+_CONFIG_ERRORS = (
+    ValueError, KeyError, TypeError, AttributeError, OSError, StrictDataclassError
+)  # fmt: skip
 ExpertsCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -79,7 +84,7 @@ def load_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: b
             for script in directory.glob("*.py") if own_code else ():
                 shutil.copy(script, scratch)
             return AutoConfig.from_pretrained(scratch, trust_remote_code=own_code)
-    except (ValueError, KeyError, TypeError, AttributeError, OSError) as error:
+    except _CONFIG_ERRORS as error:
         message = (
             f"{directory / 'config.json'}: transformers cannot read this config "
             f"(model type {model_type!r}): {error}"

@@ -1,0 +1,136 @@
+"""A checkpoint much larger than the budget is pruned within it, and comes out the same."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from reap_stream.memory import peak_resident_nbytes, resident_nbytes
+from tests.builders import tiny_config
+from tests.engine import read_kept
+from tests.families import BY_ID
+
+MIB = 2**20
+# 5 MoE layers of 64 experts of 3 MiB: 200 MB a layer, 1 GB in all.
+WIDTHS = {
+    "hidden_size": 1024,
+    "moe_intermediate_size": 512,
+    "intermediate_size": 1024,
+    "n_routed_experts": 64,
+    "num_experts_per_tok": 4,
+    "num_hidden_layers": 6,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 2,
+    "head_dim": 64,
+}
+TOKENS = (24, 256)
+# What the interpreter, the allocator's free lists and thread stacks take beside what is planned.
+SLACK = 96 * MIB
+SCRIPT = """
+import sys
+from pathlib import Path
+from reap_stream.cli import main
+status = main(sys.argv[1:])
+fields = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+print("peak", int(fields["VmHWM"].split()[0]) * 1024)
+sys.exit(status)
+"""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory):
+    """A checkpoint of 1 GB, a shard a layer."""
+    directory = tmp_path_factory.mktemp("large")
+    config = tiny_config(BY_ID["glm4_moe"], **WIDTHS).to_dict()
+    config["architectures"] = ["Glm4MoeForCausalLM"]
+    config["dtype"] = "bfloat16"
+    (directory / "config.json").write_text(json.dumps(config))
+    generator = torch.Generator().manual_seed(0)
+
+    def noise(*shape):
+        return torch.randn(shape, generator=generator).mul_(0.05).to(torch.bfloat16)
+
+    ones = torch.ones(1024, dtype=torch.bfloat16)
+    shards = [{"model.embed_tokens.weight": noise(96, 1024), "lm_head.weight": noise(96, 1024)}]
+    shards[0]["model.norm.weight"] = ones
+    for layer in range(WIDTHS["num_hidden_layers"]):
+        shards.append(layer_tensors(f"model.layers.{layer}", noise, ones, dense=layer == 0))
+    weight_map = {}
+    for number, tensors in enumerate(shards, start=1):
+        name = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        save_file({key: tensor.clone() for key, tensor in tensors.items()}, directory / name)
+        weight_map.update(dict.fromkeys(tensors, name))
+    total = sum(tensor.nbytes for tensors in shards for tensor in tensors.values())
+    index = {"metadata": {"total_size": total}, "weight_map": weight_map}
+    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert total > 10**9
+    return directory
+
+
+def layer_tensors(prefix, noise, ones, *, dense):
+    tensors = {
+        f"{prefix}.self_attn.q_proj.weight": noise(512, 1024),
+        f"{prefix}.self_attn.k_proj.weight": noise(128, 1024),
+        f"{prefix}.self_attn.v_proj.weight": noise(128, 1024),
+        f"{prefix}.self_attn.o_proj.weight": noise(1024, 512),
+        f"{prefix}.input_layernorm.weight": ones,
+        f"{prefix}.post_attention_layernorm.weight": ones,
+    }
+    mlps = {"mlp": 1024} if dense else {"mlp.shared_experts": 512}
+    if not dense:
+        mlps |= {f"mlp.experts.{expert}": 512 for expert in range(64)}
+        tensors[f"{prefix}.mlp.gate.weight"] = noise(64, 1024)
+        tensors[f"{prefix}.mlp.gate.e_score_correction_bias"] = torch.zeros(64)
+    for name, width in mlps.items():
+        for part in ("gate_proj", "up_proj"):
+            tensors[f"{prefix}.{name}.{part}.weight"] = noise(width, 1024)
+        tensors[f"{prefix}.{name}.down_proj.weight"] = noise(1024, width)
+    return tensors
+
+
+def prune(source, output, calibration, *options):
+    """Prunes in a process of its own; the peak of its resident memory."""
+    arguments = ["prune", str(source), "--output", str(output), "--keep", "32"]
+    arguments += ["--calibration", str(calibration), "--device", "cpu", *options]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.rsplit("peak ", 1)[1])
+
+
+@pytest.mark.slow
+def test_a_large_checkpoint_is_pruned_within_a_small_budget(large, tmp_path):
+    calibration = tmp_path / "ids.npy"
+    np.save(calibration, np.random.default_rng(0).integers(3, 96, TOKENS))
+    options = ("--compute-dtype", "bfloat16", "--batch-tokens", "512")
+    budget = 560 * MIB
+    tight, ample = tmp_path / "tight", tmp_path / "ample"
+    peak = prune(large, tight, calibration, *options, "--memory", f"{budget // MIB}MiB")
+    assert peak < budget + SLACK
+    record = json.loads((tight / "reap" / "run.json").read_text())
+    # Not all experts of a layer had room, so they were streamed.
+    assert record["memory"]["expert_slots"] < 64
+    assert record["memory"]["predicted_peak_nbytes"] <= budget
+    assert abs(record["peak_resident_nbytes"] - peak) < 16 * MIB
+
+    assert prune(large, ample, calibration, *options, "--memory", "4GiB") > peak
+    assert json.loads((ample / "reap" / "run.json").read_text())["memory"]["expert_slots"] == 64
+    assert read_kept(tight) == read_kept(ample)
+    for path in ample.glob("*.safetensors"):
+        assert path.read_bytes() == (tight / path.name).read_bytes()
+
+
+def test_the_peak_is_this_process_own():
+    # A process started by a large one must not report the other's memory.
+    ballast = np.ones(400 * MIB, np.uint8)
+    code = "from reap_stream.memory import peak_resident_nbytes as p; print(p())"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < resident_nbytes() - 100 * MIB
+    assert peak_resident_nbytes() >= ballast.nbytes
