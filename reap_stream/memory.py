@@ -1,6 +1,6 @@
 """How much memory a pass takes, decided before it starts and reported when it ends.
 
-    peak host memory =  what the process holds before the pass
+    peak host memory =  what the process holds before the pass, and libraries come to hold in it
                       + dense part of the largest layer, decoded
                       + experts held as bytes (all of a layer, or as many as the budget allows)
                       + one expert, decoded
@@ -28,6 +28,8 @@ from reap_stream.model.store import MOVING_SLOTS, SlotLayout
 from reap_stream.model.transformers_api import get_tensor, parameter_dtype
 
 _AVAILABLE_SHARE = 0.8
+# What torch takes once kernels run: their code, their scratch space, thread stacks.
+_RUNTIME_NBYTES = 320 * 2**20
 # Room a batch may take if nothing else is said: enough for products to run at full rate.
 _BATCH_NBYTES = 768 * 2**20
 _MAX_BATCH_TOKENS = 16384
@@ -35,6 +37,9 @@ _MAX_BATCH_TOKENS = 16384
 # reading experts again costs.
 _MIN_BATCH_TOKENS = 1024
 _STREAMING_SLOTS = 1 + MOVING_SLOTS
+# What libraries come to hold once layers run, whatever the model: code pages, thread stacks, and
+# oneDNN's compiled products, one for each count of rows. Measured: 60 to 115 MB.
+_RUNTIME_NBYTES = 128 * 2**20
 
 
 class BudgetError(UsageError):
@@ -147,7 +152,7 @@ def plan_memory(
     """
     on_device = device.type == "cuda"
     allowed = available_nbytes() if budget is None else budget
-    base = resident_nbytes() + demands.fused + demands.largest_tensor
+    base = resident_nbytes() + _RUNTIME_NBYTES + demands.fused + demands.largest_tensor
     if not on_device:
         base += demands.dense + demands.expert
     tokens = batch_tokens or max(1, min(_MAX_BATCH_TOKENS, _BATCH_NBYTES // demands.per_token))

@@ -151,6 +151,21 @@ def test_killed_twice_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
     assert contents(output) == contents(whole)
 
 
+def test_what_was_finished_is_not_done_again(tiny, calibration, tmp_path):
+    source, log = tiny("glm4_moe"), tmp_path / "log"
+    whole, output = tmp_path / "whole", tmp_path / "output"
+    total = count_steps(prune_arguments(source, whole, calibration, *MODES["snapshots"]), log)
+    arguments = prune_arguments(source, output, calibration, *MODES["snapshots"])
+    # Late enough that every layer is in the journal.
+    assert run(arguments, log, stop_at=total - 24) == -signal.SIGKILL
+    assert run([*arguments, "--resume"], log) == 0, log.read_text()
+    first, second = (
+        json.loads((path / "reap" / "run.json").read_bytes()) for path in (whole, output)
+    )
+    for name in ("read_nbytes", "written_nbytes"):
+        assert second[name] < first[name] / 2
+
+
 @pytest.fixture
 def stopped(tiny, calibration, tmp_path):
     """A job killed after its first layers: arguments, output."""
