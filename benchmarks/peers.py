@@ -91,7 +91,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--directory", type=Path)
     parser.add_argument("--peer-python", type=Path)
-    parser.add_argument("--memory", default="900MiB", help="budget of the small run")
+    parser.add_argument("--memory", default="640MiB", help="budget of the small run")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--json", action="store_true")
     arguments = parser.parse_args()

@@ -28,8 +28,6 @@ from reap_stream.model.store import MOVING_SLOTS, SlotLayout
 from reap_stream.model.transformers_api import get_tensor, parameter_dtype
 
 _AVAILABLE_SHARE = 0.8
-# What torch takes once kernels run: their code, their scratch space, thread stacks.
-_RUNTIME_NBYTES = 320 * 2**20
 # Room a batch may take if nothing else is said: enough for products to run at full rate.
 _BATCH_NBYTES = 768 * 2**20
 _MAX_BATCH_TOKENS = 16384
