@@ -14,8 +14,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from reap_stream.compaction import compact
     from reap_stream.errors import ReapStreamError
-    from reap_stream.pipeline import compact, observe, prune
+    from reap_stream.pipeline import observe, prune
     from reap_stream.records import Summary
     from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings
 
@@ -27,7 +28,7 @@ _HOMES = {
     "ReapStreamError": "reap_stream.errors",
     "RunSettings": "reap_stream.settings",
     "Summary": "reap_stream.records",
-    "compact": "reap_stream.pipeline",
+    "compact": "reap_stream.compaction",
     "observe": "reap_stream.pipeline",
     "prune": "reap_stream.pipeline",
 }

@@ -73,7 +73,7 @@ def _command(
         help=text.replace("%", "%%"),
         description=text[0].upper() + text[1:] + ".",
         allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        formatter_class=_HelpFormatter,
     )
     parser.set_defaults(run=_runner(name))
     if model:
@@ -82,6 +82,15 @@ def _command(
             "--trust-remote-code", action="store_true", help="let the checkpoint's own code run"
         )
     return parser
+
+
+class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
+    """Appends defaults to help texts, but for flags and for options that have none."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
 
 
 def _runner(name: str) -> Callable[[argparse.Namespace], None]:

@@ -9,11 +9,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reap_stream.compaction import compact as run_compact
 from reap_stream.demo import introduction, run_demo
 from reap_stream.demo_checkpoint import DemoModel
 from reap_stream.errors import UsageError
 from reap_stream.inspection import inspect_model
-from reap_stream.pipeline import compact as run_compact
 from reap_stream.pipeline import observe as run_observe
 from reap_stream.pipeline import prune as run_prune
 from reap_stream.planning import plan_pruning

@@ -35,7 +35,9 @@ class LayerSink(Protocol):
         """Is shown the raw bytes of each dense tensor of a layer that is not done."""
         ...
 
-    def finish(self, index: int, stats: LayerStats | None, resident: Resident) -> None:
+    def finish(
+        self, index: int, stats: LayerStats | None, resident: Resident, non_finite: int = 0
+    ) -> None:
         """A layer was run; `stats` is None in a layer without routed experts."""
         ...
 
@@ -102,7 +104,6 @@ class LayerPass:
         self._sink = sink
         self._snapshots = snapshots
         self._reduced = reduced
-        self.non_finite: dict[int, int] = {}
 
     @property
     def num_layers(self) -> int:
@@ -152,8 +153,6 @@ class LayerPass:
             return
         stats, lost = accumulator.finish()
         routed = int(stats.tokens.sum())
-        if lost:
-            self.non_finite[index] = lost
         if lost > _MAX_LOST_SHARE * (routed + lost):
             message = (
                 f"layer {index}: {lost} of {routed + lost} expert outputs are not finite; "
@@ -161,7 +160,7 @@ class LayerPass:
             )
             raise CalibrationError(message)
         stats.check(f"layer {index}")
-        self._sink.finish(index, stats, layer.store.resident)
+        self._sink.finish(index, stats, layer.store.resident, lost)
 
     def _advance_pruned(self, index: int, layer: StreamedLayer) -> None:
         assert self._reduced is not None

@@ -24,7 +24,8 @@ import torch
 from reap_stream.errors import UsageError
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.layer import LayerFeeds, feed_refs
-from reap_stream.model.store import MOVING_SLOTS, SlotLayout
+from reap_stream.model.slots import SlotLayout
+from reap_stream.model.store import MOVING_SLOTS
 from reap_stream.model.transformers_api import get_tensor, parameter_dtype
 
 _AVAILABLE_SHARE = 0.8

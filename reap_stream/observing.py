@@ -31,8 +31,10 @@ class ScoreSink:
         self._num_experts = num_experts
         self._fingerprint = fingerprint
         self.done: dict[int, LayerStats | None] = {}
+        self.non_finite: dict[int, int] = {}
         for entry in job.entries:
             index = int(entry["layer"])
+            self.non_finite[index] = int(entry["non_finite"])
             path = job.path("layers", f"{index}.safetensors")
             self.done[index] = load_scores(path).layers[index] if entry["scored"] else None
 
@@ -48,14 +50,17 @@ class ScoreSink:
         index: int,
         stats: LayerStats | None,
         resident: Callable[[TensorRef], np.ndarray[Any, Any] | None],
+        non_finite: int = 0,
     ) -> None:
         """Saves a layer's statistics and journals it."""
         del resident
         if stats is not None:
             path = self._job.path("layers", f"{index}.safetensors")
             save_scores(path, self._scores({index: stats}, {}))
-        self._job.append({"step": "layer", "layer": index, "scored": stats is not None})
+        entry = {"layer": index, "scored": stats is not None, "non_finite": non_finite}
+        self._job.append({"step": "layer", **entry})
         self.done[index] = stats
+        self.non_finite[index] = non_finite
 
     def kept(self, index: int) -> tuple[int, ...]:
         """Observing chooses nothing."""

@@ -69,6 +69,7 @@ class PrunedOutputs:
         self._choice = choice
         self._groups = model.architecture.routing.groups
         self.done: dict[int, LayerStats | None] = {}
+        self.non_finite: dict[int, int] = {}
         self._rest_done = False
         for entry in job.entries:
             self._take_up(entry)
@@ -80,6 +81,7 @@ class PrunedOutputs:
             return
         index = int(entry["layer"])
         self._whole_done.update(entry["whole"])
+        self.non_finite[index] = int(entry["non_finite"])
         if not entry["kept"]:
             self.done[index] = None
             return
@@ -112,20 +114,30 @@ class PrunedOutputs:
         self.written_nbytes += written[0]
         self.copied_nbytes += written[1]
 
-    def finish(self, index: int, stats: LayerStats | None, resident: Resident) -> None:
+    def finish(
+        self, index: int, stats: LayerStats | None, resident: Resident, non_finite: int = 0
+    ) -> None:
         """Chooses the experts of a scored layer for each variant, writes and journals them.
 
         Args:
             index: the layer.
             stats: what its experts did; None in a layer without.
             resident: gives bytes that are in memory, None for others.
+            non_finite: expert outputs that were left out of `stats`.
         """
         entry = {} if stats is None else self._write_experts(index, stats, resident)
         self._held.clear()
         self._whole_done.update(self._whole)
         self.done[index] = stats
+        self.non_finite[index] = non_finite
         self.committer.commit(
-            {"step": "layer", "layer": index, "kept": entry, "whole": self._whole}
+            {
+                "step": "layer",
+                "layer": index,
+                "kept": entry,
+                "whole": self._whole,
+                "non_finite": non_finite,
+            }
         )
         self._whole = []
 

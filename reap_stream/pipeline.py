@@ -1,4 +1,4 @@
-"""The jobs: prune, observe, compact. Loops over layers, nothing clever.
+"""The jobs that run the model: prune and observe. Nothing clever.
 
 prune is observe and compact in one reading of the source: each layer is read, run, scored, and
 its kept experts are written from the bytes that are in memory anyway.
@@ -6,32 +6,24 @@ its kept experts are written from the bytes that are in memory anyway.
 
 from __future__ import annotations
 
-import hashlib
 import time
-from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import Any
 
-from reap_stream.card import render_card
 from reap_stream.checkpoint.job import Job, check_output_path, stored_settings
-from reap_stream.checkpoint.publish import publish
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import UsageError
+from reap_stream.finishing import clean_up, findings, open_job, publish_outputs
 from reap_stream.forward import ForwardPass
 from reap_stream.layer_pass import LayerPass, Snapshots
 from reap_stream.model.architecture import Architecture, read_architecture, with_expert_count
-from reap_stream.model.opened import OpenedModel, open_model
 from reap_stream.model.transformers_api import materialize_buffers
 from reap_stream.observing import ScoreSink
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.preparation import Preparation, prepare_run
 from reap_stream.progress import Progress
 from reap_stream.pruning import (
-    RUN_FILE,
-    SCORES_FILE,
-    Kept,
     Variant,
     check_config,
     plan_variants,
@@ -40,17 +32,10 @@ from reap_stream.pruning import (
 from reap_stream.records import (
     Summary,
     run_details,
-    source_record,
     summarize,
-    unreached_experts,
-    versions,
 )
-from reap_stream.scoring.saliency import Scores
-from reap_stream.scoring.scores_file import load_scores, save_scores
-from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings
-
-# Settings that may differ when a job is resumed: they do not decide a byte of the result.
-FREE_SETTINGS = frozenset({"memory", "model"})
+from reap_stream.scoring.scores_file import save_scores
+from reap_stream.settings import OutputSettings, RunSettings
 
 
 def prune(run: RunSettings, output: OutputSettings) -> Summary:
@@ -79,7 +64,7 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         reader = stack.enter_context(Reader())
         job = stack.enter_context(open_job(output.output, settings, output))
         if job.is_published:
-            return _clean_up(job, started)
+            return clean_up(job, started)
         outputs = PrunedOutputs(ready.model, variants, job, ready.corpus.sources, ready.run.choice)
         stack.enter_context(outputs.committer)
         snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
@@ -90,7 +75,7 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         outputs.finish_rest()
         details = {
             **run_details(ready, settings),
-            **_findings(outputs.done, layers.non_finite),
+            **findings(outputs),
             "stages": asdict(forward.times),
         }
         summary = summarize(
@@ -99,7 +84,7 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
             written_nbytes=outputs.written_nbytes,
             details=details,
         )
-        _publish(ready.model, outputs, job, summary, output)
+        publish_outputs(ready.model, outputs, job, summary, output)
     return summary
 
 
@@ -146,7 +131,7 @@ def observe(
         layers = LayerPass(ready, _forward(stack, ready, reader, job), sink, snapshots)
         layers.run()
         save_scores(scores_path, sink.scores(_score_metadata(ready)))
-        details = {**run_details(ready, settings), **_findings(sink.done, layers.non_finite)}
+        details = {**run_details(ready, settings), **findings(sink)}
         summary = summarize(
             seconds=time.monotonic() - started,
             read_nbytes=reader.bytes_read,
@@ -155,76 +140,6 @@ def observe(
         )
         job.discard()
     return summary
-
-
-def compact(
-    model_path: Path,
-    scores_path: Path,
-    choice: ChoiceSettings,
-    output: OutputSettings,
-    *,
-    trust_remote_code: bool = False,
-) -> Summary:
-    """Writes a pruned checkpoint from saved scores, without running the model.
-
-    Args:
-        model_path: the checkpoint the scores were taken on.
-        scores_path: a file that `observe`, `merge` or `prune` wrote.
-        choice: how experts are chosen from the scores.
-        output: the targets and where they are written.
-        trust_remote_code: let the checkpoint's own code build the model.
-
-    Raises:
-        UsageError: the scores are of another model or lack a layer.
-        ReapStreamError: see its children.
-    """
-    started = time.monotonic()
-    check_output_path(output.output, model_path)
-    model = open_model(model_path, trust_remote_code=trust_remote_code)
-    scores = load_scores(scores_path)
-    _check_scores(model, scores, scores_path)
-    variants = plan_variants(model, read_targets(model, output), output)
-    check_config(model, variants, output.mtp)
-    settings = {
-        **output.record(),
-        "method": choice.method,
-        "seed": choice.seed,
-        "source": model.checkpoint.fingerprint,
-        "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
-    }
-    with ExitStack() as stack:
-        job = stack.enter_context(open_job(output.output, settings, output))
-        if job.is_published:
-            return _clean_up(job, started)
-        outputs = PrunedOutputs(model, variants, job, scores.sources, choice)
-        stack.enter_context(outputs.committer)
-        for index in model.architecture.moe_layers:
-            if not outputs.is_done(index):
-                outputs.finish(index, scores.layers[index], lambda _: None)
-        outputs.finish_rest()
-        details = {
-            "format_version": 1,
-            "versions": versions(),
-            "settings": settings,
-            "source": source_record(model),
-            "calibration": {"sources": list(scores.sources), **scores.metadata},
-            **_findings(outputs.done, {}),
-        }
-        summary = summarize(
-            seconds=time.monotonic() - started,
-            read_nbytes=outputs.copied_nbytes,
-            written_nbytes=outputs.written_nbytes,
-            details=details,
-        )
-        _publish(model, outputs, job, summary, output)
-    return summary
-
-
-def open_job(path: Path, settings: Mapping[str, Any], output: OutputSettings) -> Job:
-    """The job of an output: a new one, or the half-done one that `--resume` asks for."""
-    if output.resume:
-        return Job.resume(path, settings, FREE_SETTINGS)
-    return Job.create(path, settings, overwrite=output.overwrite)
 
 
 def _same_batches(run: RunSettings, output: Path, *, resume: bool) -> RunSettings:
@@ -261,63 +176,9 @@ def _reduced(ready: Preparation, variant: Variant) -> Architecture:
     return reduced
 
 
-def _check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
-    architecture = model.architecture
-    if scores.model_fingerprint != model.checkpoint.fingerprint:
-        message = (
-            f"{path}: these scores were taken on another model (fingerprint "
-            f"{scores.model_fingerprint[:12]}…, {model.checkpoint.directory} has "
-            f"{model.checkpoint.fingerprint[:12]}…)"
-        )
-        raise UsageError(message)
-    missing = [layer for layer in architecture.moe_layers if layer not in scores.layers]
-    if missing or scores.num_experts != architecture.num_experts:
-        message = (
-            f"{path}: scores of {len(scores.layers)} layers of {scores.num_experts} experts, the "
-            f"model has {len(architecture.moe_layers)} MoE layers of {architecture.num_experts}"
-        )
-        raise UsageError(message)
-
-
 def _score_metadata(ready: Preparation) -> dict[str, str]:
     return {
         "calibration_sha256": ready.corpus.sha256,
         "tokens": str(ready.corpus.num_tokens),
         "propagate": ready.run.propagate,
     }
-
-
-def _findings(done: Mapping[int, Any], non_finite: Mapping[int, int]) -> dict[str, Any]:
-    return {
-        "unreached_experts": unreached_experts(done),
-        "non_finite_outputs": {str(layer): count for layer, count in non_finite.items()},
-    }
-
-
-def _publish(
-    model: OpenedModel, outputs: PrunedOutputs, job: Job, summary: Summary, output: OutputSettings
-) -> None:
-    """Writes what stands beside the shards, then puts the result in its place."""
-    scores_path = job.path("scores.safetensors")
-    save_scores(scores_path, outputs.scores({}))
-
-    def documents(variant: Variant, kept: Kept) -> dict[str, bytes]:
-        return {
-            SCORES_FILE: scores_path.read_bytes(),
-            RUN_FILE: summary.document(),
-            "README.md": render_card(model, variant, kept, summary),
-        }
-
-    outputs.write_documents(documents, output.mtp)
-    outputs.committer.drain()
-    publish(job, overwrite=output.overwrite)
-    job.discard()
-
-
-def _clean_up(job: Job, started: float) -> Summary:
-    """An earlier run was stopped between publishing its result and tidying up."""
-    publish(job)
-    job.discard()
-    return summarize(
-        seconds=time.monotonic() - started, read_nbytes=0, written_nbytes=0, details={}
-    )

@@ -10,7 +10,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from reap_stream.pipeline import compact, observe
+from reap_stream.compaction import compact
+from reap_stream.pipeline import observe
 from reap_stream.scoring.scores_file import load_scores
 from reap_stream.settings import ChoiceSettings, OutputSettings
 from reap_stream.verifying import verify_directory

@@ -179,8 +179,8 @@ def _load_spec(spec: CalibrationSpec, rules: _Rules, notes: list[str]) -> list[T
         )
     if skipped:
         notes.append(f"{spec.text}: {skipped} rows of under {MIN_ROW_TOKENS} tokens skipped")
-    if limit is not None and len(rows) < limit:
-        notes.append(f"{spec.text}: {len(rows)} rows, {limit} were asked for")
+    if spec.rows is not None and len(rows) < spec.rows:
+        notes.append(f"{spec.text}: {len(rows)} rows, {spec.rows} were asked for")
     return rows
 
 

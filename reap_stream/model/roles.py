@@ -20,9 +20,9 @@ from reap_stream.checkpoint.refs import WHOLE, Role, TensorRef
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import Weight
 from reap_stream.model.architecture import Architecture
+from reap_stream.model.mtp import LAYER_NAME, map_mtp
 from reap_stream.model.transformers_api import KeyMap, get_tensor
 
-_LAYER = re.compile(r"^(?:.*?\.)?layers\.(\d+)\.(.+)$")
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 # Buffers of old checkpoints that transformers computes itself; their length means nothing.
 _COMPUTED = re.compile(r"rotary_emb\.inv_freq$|position_ids$")
@@ -77,7 +77,7 @@ def map_tensors(
         if target in architecture.sliced:
             roles.update(_slice_roles(architecture, keys, feed))
     _adopt_companions(roles, tensors)
-    mtp = _map_mtp(architecture, roles, tensors, taken)
+    mtp = map_mtp(architecture, roles, tensors, taken)
     unclaimed = {n: ref for n, ref in tensors.items() if n not in taken and n not in roles}
     _refuse_unclaimed_experts(architecture, unclaimed, mtp.keys())
     for name in tensors:
@@ -235,45 +235,6 @@ def _stems(name: str) -> list[str]:
     return [f"{module}.{'_'.join(parts[:end])}" for end in range(len(parts) - 1, 0, -1)]
 
 
-def _map_mtp(
-    architecture: Architecture,
-    roles: dict[str, Role],
-    tensors: Mapping[str, TensorRef],
-    taken: set[str],
-) -> dict[str, tuple[int, str]]:
-    """Finds MTP layers and gives their tensors roles; name → (layer number, rest of the name)."""
-    twins = _layer_roles(roles, architecture.moe_layers[-1])
-    found: dict[str, tuple[int, str]] = {}
-    for name in tensors:
-        match = _LAYER.match(name)
-        in_mtp = name.split(".")[0] == "mtp"
-        if name in taken or name in roles or not (match or in_mtp):
-            continue
-        number = int(match[1]) if match else 0
-        if in_mtp or number >= architecture.num_layers:
-            layer = number + architecture.num_layers if in_mtp else number
-            found[name] = (layer, match[2] if match else name)
-    for name, (layer, rest) in found.items():
-        if rest in twins:
-            roles[name] = _moved(twins[rest], layer, name.count(".") - rest.count("."))
-    return found
-
-
-def _layer_roles(roles: Mapping[str, Role], layer: int) -> dict[str, Role]:
-    """Roles of one layer by the name's part behind `layers.N.`, components counted in it."""
-    found = {}
-    for name, role in roles.items():
-        match = _LAYER.match(name)
-        if match is not None and role.layer == layer:
-            found[match[2]] = _moved(role, layer, match[2].count(".") - name.count("."))
-    return found
-
-
-def _moved(role: Role, layer: int, shift: int) -> Role:
-    component = None if role.component is None else role.component + shift
-    return Role(layer=layer, dim=role.dim, expert=role.expert, component=component)
-
-
 def _refuse_unclaimed_experts(
     architecture: Architecture, unclaimed: Mapping[str, TensorRef], mtp: Collection[str]
 ) -> None:
@@ -281,7 +242,7 @@ def _refuse_unclaimed_experts(
     for name, ref in unclaimed.items():
         if _COMPUTED.search(name):
             continue
-        match = _LAYER.match(name)
+        match = LAYER_NAME.match(name)
         # `mtp.layers.0` is not layer 0, and as wide as there are experts only by chance.
         in_moe = match is not None and int(match[1]) in moe and name not in mtp
         if _EXPERT.search(name) or (in_moe and architecture.num_experts in ref.shape):

@@ -1,11 +1,7 @@
 """One layer's routed experts as bytes in memory: all of them, or as many as the budget allows.
 
-The bytes of an expert lie in one slot of a reused arena, in the order in which transformers joins
-them, so gate and up projections that lie apart on disk are one matrix in memory. Slots hold the
-checkpoint's own bytes: what the forward decodes is what the writer writes.
-
-    slot of expert e:  | gate.weight | up.weight | gate.scale | up.scale | down.weight | ...
-                       '----- gate_up_proj -----'
+The bytes of an expert lie in one slot of a reused arena; see `reap_stream.model.slots`. Slots hold
+the checkpoint's own bytes: what the forward decodes is what the writer writes.
 
 With fewer slots than experts, the first experts stay and the last two slots are refilled in turn:
 the next expert's bytes are read while one expert computes.
@@ -15,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,52 +18,15 @@ import torch
 
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.refs import TensorRef
-from reap_stream.formats import Weight
-from reap_stream.model.loading import decode, typed
+from reap_stream.model.loading import decode
 from reap_stream.model.roles import Feed
+from reap_stream.model.slots import SlotDecoder, SlotLayout
 from reap_stream.model.transformers_api import KeyMap
 
 MOVING_SLOTS = 2
-_ALIGN = 64
 
 Bytes = np.ndarray[Any, Any]
 Requests = list[tuple[TensorRef, int, int, Bytes]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Piece:
-    """Where one tensor of an expert lies in its slot."""
-
-    leaf: str
-    group: int
-    role: str
-    offset: int
-    nbytes: int
-
-
-class SlotLayout:
-    """Order and offsets of one expert's tensors in a slot.
-
-    Args:
-        feeds: experts parameter leaf name → what it is made of, a tensor an expert.
-    """
-
-    def __init__(self, feeds: Mapping[str, Feed]) -> None:
-        self.feeds = dict(feeds)
-        self.pieces: list[_Piece] = []
-        offset = 0
-        for leaf, feed in self.feeds.items():
-            for role in feed.groups[0][1][0].parts:
-                offset = -(-offset // _ALIGN) * _ALIGN
-                for group, (_, weights) in enumerate(feed.groups):
-                    nbytes = weights[0].parts[role].nbytes
-                    self.pieces.append(_Piece(leaf, group, role, offset, nbytes))
-                    offset += nbytes
-        self.nbytes = -(-offset // _ALIGN) * _ALIGN
-
-    def ref(self, piece: _Piece, expert: int) -> TensorRef:
-        """The tensor of `expert` that lies at `piece`."""
-        return self.feeds[piece.leaf].groups[piece.group][1][expert].parts[piece.role]
 
 
 class ExpertStore:
@@ -95,18 +53,17 @@ class ExpertStore:
         self.num_experts = num_experts
         self._fused = {leaf: feed for leaf, feed in feeds.items() if leaf not in own}
         self._dims = dict(dims)
+        self._decoder = SlotDecoder(self.layout, self._dims, keys)
         self._keys = keys
         self._reader = reader
         self._arena = torch.empty(0, dtype=torch.uint8)
         self._resident = 0
         self._moving: dict[int, tuple[int, Future[None]]] = {}
         self._turn = 0
-        self._copied: dict[int, torch.cuda.Event] = {}
         self._pool: ThreadPoolExecutor | None = None
         self._places: dict[str, tuple[int, int]] = {}
         self._whole: dict[str, torch.Tensor] = {}
         self._converted: dict[str, torch.Tensor] = {}
-        self._scratch: dict[str, torch.Tensor] = {}
         self._stack: dict[str, torch.Tensor] = {}
         self._stack_is_current = False
 
@@ -143,8 +100,7 @@ class ExpertStore:
         if self._pool is not None:
             self._pool.shutdown(cancel_futures=True)
             self._pool = None
-        kept = (self._moving, self._places, self._whole, self._converted, self._stack)
-        for mapping in (*kept, self._copied):
+        for mapping in (self._moving, self._places, self._whole, self._converted, self._stack):
             mapping.clear()
         self._stack_is_current = False
         self._arena = torch.empty(0, dtype=torch.uint8)
@@ -178,11 +134,11 @@ class ExpertStore:
         if following is not None and self.layout.pieces and not self._held(following):
             self._fetch(following, in_use=slot)
         base = slot * self.layout.nbytes
+        raw = self._arena[base : base + self.layout.nbytes]
         made = {
-            leaf: self._from_slot(leaf, expert, base, dtype, device) for leaf in self.layout.feeds
+            leaf: self._decoder.parameter(leaf, expert, raw, dtype, device)
+            for leaf in self.layout.feeds
         }
-        if device.type == "cuda" and slot >= self._resident:
-            self._copied[slot] = torch.cuda.current_stream(device).record_event()
         for leaf in self._fused:
             if leaf not in self._converted:
                 self._convert_fused(leaf, dtype, device)
@@ -232,14 +188,7 @@ class ExpertStore:
         for number in [n for n, (taken, _) in self._moving.items() if taken == slot]:
             del self._moving[number]
         requests = self._requests(expert, slot)
-        copied = self._copied.pop(slot, None)
-        self._moving[expert] = (slot, self._pool.submit(self._refill, requests, copied))
-
-    def _refill(self, requests: Requests, copied: torch.cuda.Event | None) -> None:
-        if copied is not None:
-            # The device copies from the slot in its own time.
-            copied.synchronize()
-        self._reader.read_into(requests)
+        self._moving[expert] = (slot, self._pool.submit(self._reader.read_into, requests))
 
     def _requests(self, expert: int, slot: int) -> Requests:
         requests = []
@@ -248,65 +197,6 @@ class ExpertStore:
             target = self._arena[start : start + piece.nbytes].numpy()
             requests.append((self.layout.ref(piece, expert), 0, piece.nbytes, target))
         return requests
-
-    def _raw(self, base: int, leaf: str, group: int) -> dict[str, torch.Tensor]:
-        return {
-            piece.role: self._arena[base + piece.offset : base + piece.offset + piece.nbytes]
-            for piece in self.layout.pieces
-            if piece.leaf == leaf and piece.group == group
-        }
-
-    def _from_slot(
-        self, leaf: str, expert: int, base: int, dtype: torch.dtype, device: torch.device
-    ) -> torch.Tensor:
-        feed = self.layout.feeds[leaf]
-        weights = [group[expert] for _, group in feed.groups]
-        pattern = feed.groups[0][0]
-        raws = [self._raw(base, leaf, group) for group in range(len(weights))]
-        if pattern is None or not self._keys.stacks_rows(pattern):
-            groups = [
-                (p, [decode(weight, raw, dtype, device)])
-                for (p, _), weight, raw in zip(feed.groups, weights, raws, strict=True)
-            ]
-            return self._keys.convert(feed.target, groups)[feed.target].select(self._dims[leaf], 0)
-        if all(weight.is_plain for weight in weights):
-            return self._joined_view(weights, raws, dtype, device)
-        return self._decode_rows(leaf, weights, raws, dtype, device)
-
-    def _joined_view(
-        self,
-        weights: list[Weight],
-        raws: list[dict[str, torch.Tensor]],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
-        """Plain weights that lie side by side are one matrix already."""
-        first = raws[0]["weight"]
-        nbytes = sum(len(raw["weight"]) for raw in raws)
-        joined = first.as_strided((nbytes,), (1,))
-        ref = weights[0].parts["weight"]
-        rows = sum(weight.shape[0] for weight in weights)
-        whole = TensorRef(ref.name, ref.file, ref.dtype, (rows, *ref.shape[1:]), 0, nbytes)
-        return typed(whole, joined).to(device=device, dtype=dtype)
-
-    def _decode_rows(
-        self,
-        leaf: str,
-        weights: list[Weight],
-        raws: list[dict[str, torch.Tensor]],
-        dtype: torch.dtype,
-        device: torch.device,
-    ) -> torch.Tensor:
-        shape = (sum(weight.shape[0] for weight in weights), *weights[0].shape[1:])
-        out = self._scratch.get(leaf)
-        if out is None or out.shape != shape or out.dtype != dtype or out.device != device:
-            out = self._scratch[leaf] = torch.empty(shape, dtype=dtype, device=device)
-        row = 0
-        for weight, raw in zip(weights, raws, strict=True):
-            parts = {role: typed(ref, raw[role]).to(device) for role, ref in weight.parts.items()}
-            weight.format.decode(weight, parts, out[row : row + weight.shape[0]])
-            row += weight.shape[0]
-        return out
 
     def _convert_fused(self, leaf: str, dtype: torch.dtype, device: torch.device) -> None:
         feed = self._fused[leaf]

@@ -1,0 +1,100 @@
+"""The job `compact`: the writer without the pass, on saved scores, as fast as the disk."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from contextlib import ExitStack
+from pathlib import Path
+
+from reap_stream.checkpoint.job import check_output_path
+from reap_stream.errors import UsageError
+from reap_stream.finishing import clean_up, findings, open_job, publish_outputs
+from reap_stream.model.opened import OpenedModel, open_model
+from reap_stream.outputs import PrunedOutputs
+from reap_stream.pruning import check_config, plan_variants, read_targets
+from reap_stream.records import Summary, source_record, summarize, versions
+from reap_stream.scoring.saliency import Scores
+from reap_stream.scoring.scores_file import load_scores
+from reap_stream.settings import ChoiceSettings, OutputSettings
+
+
+def compact(
+    model_path: Path,
+    scores_path: Path,
+    choice: ChoiceSettings,
+    output: OutputSettings,
+    *,
+    trust_remote_code: bool = False,
+) -> Summary:
+    """Writes a pruned checkpoint from saved scores, without running the model.
+
+    Args:
+        model_path: the checkpoint the scores were taken on.
+        scores_path: a file that `observe`, `merge` or `prune` wrote.
+        choice: how experts are chosen from the scores.
+        output: the targets and where they are written.
+        trust_remote_code: let the checkpoint's own code build the model.
+
+    Raises:
+        UsageError: the scores are of another model or lack a layer.
+        ReapStreamError: see its children.
+    """
+    started = time.monotonic()
+    check_output_path(output.output, model_path)
+    model = open_model(model_path, trust_remote_code=trust_remote_code)
+    scores = load_scores(scores_path)
+    _check_scores(model, scores, scores_path)
+    variants = plan_variants(model, read_targets(model, output), output)
+    check_config(model, variants, output.mtp)
+    settings = {
+        **output.record(),
+        "method": choice.method,
+        "seed": choice.seed,
+        "source": model.checkpoint.fingerprint,
+        "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
+    }
+    with ExitStack() as stack:
+        job = stack.enter_context(open_job(output.output, settings, output))
+        if job.is_published:
+            return clean_up(job, started)
+        outputs = PrunedOutputs(model, variants, job, scores.sources, choice)
+        stack.enter_context(outputs.committer)
+        for index in model.architecture.moe_layers:
+            if not outputs.is_done(index):
+                outputs.finish(index, scores.layers[index], lambda _: None)
+        outputs.finish_rest()
+        details = {
+            "format_version": 1,
+            "versions": versions(),
+            "settings": settings,
+            "source": source_record(model),
+            "calibration": {"sources": list(scores.sources), **scores.metadata},
+            **findings(outputs),
+        }
+        summary = summarize(
+            seconds=time.monotonic() - started,
+            read_nbytes=outputs.copied_nbytes,
+            written_nbytes=outputs.written_nbytes,
+            details=details,
+        )
+        publish_outputs(model, outputs, job, summary, output)
+    return summary
+
+
+def _check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
+    architecture = model.architecture
+    if scores.model_fingerprint != model.checkpoint.fingerprint:
+        message = (
+            f"{path}: these scores were taken on another model (fingerprint "
+            f"{scores.model_fingerprint[:12]}…, {model.checkpoint.directory} has "
+            f"{model.checkpoint.fingerprint[:12]}…)"
+        )
+        raise UsageError(message)
+    missing = [layer for layer in architecture.moe_layers if layer not in scores.layers]
+    if missing or scores.num_experts != architecture.num_experts:
+        message = (
+            f"{path}: scores of {len(scores.layers)} layers of {scores.num_experts} experts, the "
+            f"model has {len(architecture.moe_layers)} MoE layers of {architecture.num_experts}"
+        )
+        raise UsageError(message)

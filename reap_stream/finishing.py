@@ -1,0 +1,79 @@
+"""The ends of a job: taking it up, and putting its result in its place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Protocol
+
+from reap_stream.card import render_card
+from reap_stream.checkpoint.job import Job
+from reap_stream.checkpoint.publish import publish
+from reap_stream.model.opened import OpenedModel
+from reap_stream.outputs import PrunedOutputs
+from reap_stream.pruning import RUN_FILE, SCORES_FILE, Kept, Variant
+from reap_stream.records import Summary, summarize, unreached_experts
+from reap_stream.scoring.saliency import LayerStats
+from reap_stream.scoring.scores_file import save_scores
+from reap_stream.settings import OutputSettings
+
+# Settings that may differ when a job is resumed: they do not decide a byte of the result.
+FREE_SETTINGS = frozenset({"memory", "model"})
+
+
+class Finished(Protocol):
+    """What knows of finished layers.
+
+    Attributes:
+        done: layer → statistics; None in a layer without routed experts.
+        non_finite: layer → expert outputs left out of the statistics.
+    """
+
+    done: dict[int, LayerStats | None]
+    non_finite: dict[int, int]
+
+
+def findings(finished: Finished) -> dict[str, Any]:
+    """The part of run.json that the pass found out."""
+    lost = {str(layer): count for layer, count in finished.non_finite.items() if count}
+    return {
+        "unreached_experts": unreached_experts(finished.done),
+        "non_finite_outputs": lost,
+    }
+
+
+def open_job(path: Path, settings: Mapping[str, Any], output: OutputSettings) -> Job:
+    """The job of an output: a new one, or the half-done one that `--resume` asks for."""
+    if output.resume:
+        return Job.resume(path, settings, FREE_SETTINGS)
+    return Job.create(path, settings, overwrite=output.overwrite)
+
+
+def publish_outputs(
+    model: OpenedModel, outputs: PrunedOutputs, job: Job, summary: Summary, output: OutputSettings
+) -> None:
+    """Writes what stands beside the shards, then puts the result in its place."""
+    scores_path = job.path("scores.safetensors")
+    save_scores(scores_path, outputs.scores({}))
+
+    def documents(variant: Variant, kept: Kept) -> dict[str, bytes]:
+        return {
+            SCORES_FILE: scores_path.read_bytes(),
+            RUN_FILE: summary.document(),
+            "README.md": render_card(model, variant, kept, summary),
+        }
+
+    outputs.write_documents(documents, output.mtp)
+    outputs.committer.drain()
+    publish(job, overwrite=output.overwrite)
+    job.discard()
+
+
+def clean_up(job: Job, started: float) -> Summary:
+    """An earlier run was stopped between publishing its result and tidying up."""
+    publish(job)
+    job.discard()
+    return summarize(
+        seconds=time.monotonic() - started, read_nbytes=0, written_nbytes=0, details={}
+    )
