@@ -154,7 +154,8 @@ def plan_memory(
     base = resident_nbytes() + _RUNTIME_NBYTES + demands.fused + demands.largest_tensor
     if not on_device:
         base += demands.dense + demands.expert
-    tokens = batch_tokens or max(1, min(_MAX_BATCH_TOKENS, _BATCH_NBYTES // demands.per_token))
+    for_batch = torch.cuda.mem_get_info(device)[0] // 8 if on_device else _BATCH_NBYTES
+    tokens = batch_tokens or max(1, min(_MAX_BATCH_TOKENS, for_batch // demands.per_token))
     least = base + min(demands.num_experts, _STREAMING_SLOTS) * demands.slot
     if batch_tokens is None and not on_device:
         spare = allowed - least
@@ -250,6 +251,12 @@ def available_nbytes() -> int:
         text = limit.read_text(encoding="ascii").strip()
         free = min(free, int(text)) if text.isdigit() else free
     return int(free * _AVAILABLE_SHARE) + resident_nbytes()
+
+
+def peak_device_nbytes() -> int:
+    """Largest device memory this process ever had allocated, in bytes; 0 without a device."""
+    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call] # torch does not type it
+    return int(torch.cuda.max_memory_allocated()) if used else 0
 
 
 def gib(nbytes: int) -> str:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from reap_stream.memory import gib, peak_resident_nbytes
+from reap_stream.memory import gib, peak_device_nbytes, peak_resident_nbytes
 from reap_stream.model.opened import OpenedModel
 from reap_stream.preparation import Preparation
 from reap_stream.scoring.saliency import LayerStats, unreached
@@ -27,6 +27,7 @@ class Summary:
         read_nbytes: bytes read from the source into memory or copied from it.
         written_nbytes: bytes written.
         peak_nbytes: largest resident memory of the process.
+        device_nbytes: largest device memory of the process; 0 where none was used.
         details: the rest of run.json.
     """
 
@@ -34,12 +35,14 @@ class Summary:
     read_nbytes: int
     written_nbytes: int
     peak_nbytes: int
+    device_nbytes: int
     details: Mapping[str, Any]
 
     def line(self) -> str:
         """The last line of a command."""
+        device = f" (device {gib(self.device_nbytes)})" if self.device_nbytes else ""
         return (
-            f"{self.seconds:.1f} s · peak memory {gib(self.peak_nbytes)} · "
+            f"{self.seconds:.1f} s · peak memory {gib(self.peak_nbytes)}{device} · "
             f"read {self.read_nbytes / 1e9:.2f} GB · wrote {self.written_nbytes / 1e9:.2f} GB"
         )
 
@@ -66,6 +69,7 @@ class Summary:
             "read_nbytes": self.read_nbytes,
             "written_nbytes": self.written_nbytes,
             "peak_resident_nbytes": self.peak_nbytes,
+            "peak_device_nbytes": self.device_nbytes,
         }
         return (json.dumps(values, indent=2, ensure_ascii=False) + "\n").encode()
 
@@ -74,7 +78,8 @@ def summarize(
     *, seconds: float, read_nbytes: int, written_nbytes: int, details: Mapping[str, Any]
 ) -> Summary:
     """A summary as of now."""
-    return Summary(seconds, read_nbytes, written_nbytes, peak_resident_nbytes(), details)
+    peaks = peak_resident_nbytes(), peak_device_nbytes()
+    return Summary(seconds, read_nbytes, written_nbytes, *peaks, details)
 
 
 def versions() -> dict[str, str]:

@@ -178,7 +178,11 @@ class RoutedExperts:
         gate = gates[routed.tokens, routed.slots]
         if self._statistics is not None:
             self._statistics.add(experts, rows, gate, self.batch.sources[routed.tokens])
-        _combine(out, rows, gate, routed.tokens)
+        # A place for each (token, choice), summed in order: adding rows of one token as they come
+        # would give other last bits in every run on a GPU.
+        places = out.new_zeros((len(out) * gates.shape[1], out.shape[1]))
+        places[routed.tokens * gates.shape[1] + routed.slots] = rows.float() * gate[:, None]
+        out += places.view(len(out), gates.shape[1], -1).sum(dim=1)
 
     def _source(self, expert: int) -> int:
         return expert if self._kept is None else self._kept[expert]
