@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from reap_stream import cli, pipeline
+from reap_stream import cli, finishing, pipeline
 from reap_stream.calibration.activations import HiddenStates
 from reap_stream.checkpoint import job, publish
 from reap_stream.checkpoint.job import Job
@@ -35,7 +35,8 @@ STEPS: list[tuple[Any, str]] = [
     (Job, "create"),
     (Job, "discard"),
     (pipeline, "save_scores"),
-    (pipeline, "publish"),
+    (finishing, "save_scores"),
+    (finishing, "publish"),
     (publish, "_swap_in"),
     (publish, "remove"),
     (job, "remove"),
