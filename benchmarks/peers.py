@@ -63,10 +63,11 @@ from llmcompressor.modifiers.pruning import REAPPruningModifier
 source, tokens, out, mode = sys.argv[1:5]
 rows = np.load(tokens)
 if mode == "offload":
-    from llmcompressor.utils import load_context
-    with load_context():
+    from compressed_tensors.offload import load_offloaded_model
+    with load_offloaded_model():
         model = AutoModelForCausalLM.from_pretrained(
-            source, dtype="auto", device_map="auto_offload", max_memory={}
+            source, dtype="auto", device_map="auto_offload", max_memory={},
+            offload_folder=out + "-offload",
         )
 else:
     model = AutoModelForCausalLM.from_pretrained(source, dtype="auto")
@@ -94,7 +95,20 @@ def main() -> None:
     parser.add_argument("--memory", default="640MiB", help="budget of the small run")
     parser.add_argument("--models", nargs="+", default=list(MODELS), choices=list(MODELS))
     parser.add_argument("--json", action="store_true")
+    parser.add_argument(
+        "--reference", nargs=3, metavar=("NAME", "DIR", "TOKENS"), help=argparse.SUPPRESS
+    )
+    parser.add_argument("--check", type=Path, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
+    if arguments.reference:
+        name, source, tokens = arguments.reference
+        if not (Path(source) / "config.json").exists():
+            make_model(name, Path(source))
+        print(json.dumps(reference_scores(Path(source), Path(tokens))))
+        return
+    if arguments.check:
+        print(json.dumps(loads(arguments.check)))
+        return
     directory = arguments.directory or Path(tempfile.mkdtemp(prefix="reap-peers-"))
     directory.mkdir(parents=True, exist_ok=True)
     peer = arguments.peer_python or install_peer(directory)
@@ -118,11 +132,11 @@ def install_peer(directory: Path) -> Path:
 def compare(name: str, directory: Path, peer: Path, memory: str) -> dict[str, Any]:
     """One model: the reference, then every way of pruning it."""
     source, tokens = directory / name, directory / "tokens.npy"
-    if not (source / "config.json").exists():
-        make_model(name, source)
     rng = np.random.default_rng(0)
     np.save(tokens, rng.integers(10, VOCABULARY, size=(ROWS, TOKENS)))
-    reference = reference_kept(source, tokens)
+    # In a process of its own: a child's peak memory counts what its parent held when it began.
+    scores = own_process("--reference", name, str(source), str(tokens))
+    reference = {int(layer): np.array(values) for layer, values in scores.items()}
     script = directory / "peer.py"
     script.write_text(PEER)
     ours = [sys.executable, "-m", "reap_stream", "prune", str(source), "--sparsity", "0.5"]
@@ -131,6 +145,7 @@ def compare(name: str, directory: Path, peer: Path, memory: str) -> dict[str, An
     ways = {
         "reap_stream": ours,
         f"reap_stream --memory {memory}": [*ours, "--memory", memory],
+        "reap_stream --compute-dtype float32": [*ours, "--compute-dtype", "float32"],
         "llmcompressor": [*theirs, "plain"],
         "llmcompressor, offloaded to disk": [*theirs, "offload"],
     }
@@ -152,10 +167,24 @@ def measure(command: list[str], directory: Path, reference: dict[int, list[int]]
         lines = (directory / "log.txt").read_text().strip().splitlines()
         return {**result, "failed": lines[-1] if lines else str(status)}
     kept = read_kept(out)
-    shared = sum(len(set(kept[layer]) & set(reference[layer])) for layer in reference)
-    result["overlap"] = shared / sum(map(len, reference.values()))
-    result["loads"] = loads(out)
+    shared, worst = 0, 0.0
+    for layer, scores in reference.items():
+        best = np.argsort(-scores, kind="stable")[:KEEP]
+        shared += len(set(kept[layer]) & set(best.tolist()))
+        lost = scores[sorted(set(best.tolist()) - set(kept[layer]))]
+        cut = scores[best[-1]]
+        worst = max(worst, *((lost - cut) / cut), 0.0) if len(lost) else worst
+    result["overlap"] = shared / (KEEP * len(reference))
+    result["worst_loss"] = worst
+    result["loads"] = own_process("--check", str(out))
     return result
+
+
+def own_process(*arguments: str) -> Any:
+    """Runs a part of this script in a process of its own and returns what it found."""
+    command = [sys.executable, __file__, *arguments]
+    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    return json.loads(done.stdout.splitlines()[-1])
 
 
 def read_kept(out: Path) -> dict[int, list[int]]:
@@ -198,7 +227,7 @@ def make_model(name: str, directory: Path) -> None:
     PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token="w0").save_pretrained(directory)
 
 
-def reference_kept(source: Path, tokens: Path) -> dict[int, list[int]]:
+def reference_scores(source: Path, tokens: Path) -> dict[int, list[float]]:
     """REAP on the whole model in float32: every expert's output on its own tokens, hooked."""
     import torch
     from transformers import AutoModelForCausalLM
@@ -230,11 +259,7 @@ def reference_kept(source: Path, tokens: Path) -> dict[int, list[int]]:
     with torch.inference_mode():
         for row in np.load(tokens):
             model.model(torch.from_numpy(row)[None], use_cache=False)
-    kept = {}
-    for layer, (total, count) in sums.items():
-        scores = (total / count.clamp(min=1)).numpy()
-        kept[layer] = sorted(np.argsort(-scores, kind="stable")[:KEEP].tolist())
-    return kept
+    return {layer: (total / count.clamp(min=1)).tolist() for layer, (total, count) in sums.items()}
 
 
 def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -246,7 +271,10 @@ def table(results: dict[str, dict[str, dict[str, Any]]]) -> str:
             figures = f"{r['seconds']:.1f} s, {r['peak_nbytes'] / 1e6:.0f} MB"
             ratio = f"{r['seconds'] / first['seconds']:.2f} × the time"
             ratio += f", {r['peak_nbytes'] / first['peak_nbytes']:.2f} × the memory"
-            end = r.get("failed") or f"overlap {r['overlap']:.3f}, loads: {r['loads']}"
+            end = r.get("failed") or (
+                f"overlap {r['overlap']:.3f}, best expert lost {100 * r['worst_loss']:.2f} % above the cut, "
+                f"loads: {r['loads']}"
+            )
             lines.append(f"{name}: {way}: {figures} ({ratio}); {end}")
     return "\n".join(lines)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         0 done, 1 the job failed, 2 refused before work began, 130 interrupted.
     """
     arguments = build_parser().parse_args(argv)
+    _let_threads_sleep()
     try:
         arguments.run(arguments)
     except ReapStreamError as error:
@@ -41,6 +43,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"\nreap-stream: interrupted.{hint}", file=sys.stderr)  # noqa: T201 - as above
         return InterruptedRunError.exit_code
     return 0
+
+
+def _let_threads_sleep() -> None:
+    """Makes threads that wait for others sleep instead of spin, unless the user chose.
+
+    Products are split among threads that meet again after each. By default a waiting thread spins;
+    on a machine that has other work it thereby keeps the one it waits for from running, and the
+    pass becomes several times slower. Read by the OpenMP library when torch is imported.
+    """
+    if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & os.environ.keys():
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
 
 
 def build_parser() -> argparse.ArgumentParser:
