@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -60,7 +61,9 @@ def run_worker(directory: Path, memory: str | None) -> dict[str, Any]:
     """Prunes in a process of its own, whose peak memory is then the run's alone."""
     shutil.rmtree(directory / "pruned", ignore_errors=True)
     command = [sys.executable, __file__, "--worker", str(directory), "--memory", memory or ""]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    # Waiting threads sleep, as under the command line.
+    environment = {**os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=environment)
     result: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])
     return result
 
@@ -175,7 +178,8 @@ def report(results: dict[str, dict[str, Any]], source: Path, *, as_json: bool) -
             f"bytes read / checkpoint {r['read_ratio']:.3f}, share of time in products "
             f"{r['product_share']:.2f}, product rate / bare rate {r['product_rate_ratio']:.2f} "
             f"({r['product_rate'] / 1e9:.0f} / {r['bare_rate'] / 1e9:.0f} GFLOP/s), batches of "
-            f"{r['batch_tokens']} tokens, {r['memory']['expert_slots']} experts held"
+            f"{r['batch_tokens']} tokens, {r['memory']['expert_slots']} experts held; seconds: "
+            + ", ".join(f"{stage} {seconds:.1f}" for stage, seconds in r["stages"].items())
         )
 
 
