@@ -124,6 +124,7 @@ def _add_plan(commands: _Commands) -> None:
     parser = _command(commands, "plan", "say what pruning would give and need, without doing it")
     _add_targets(parser)
     _add_run_options(parser)
+    _add_layout(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
@@ -133,13 +134,6 @@ def _add_prune(commands: _Commands) -> None:
     _add_targets(parser)
     _add_calibration(parser)
     _add_run_options(parser)
-    parser.add_argument(
-        "--propagate",
-        choices=("original", "pruned"),
-        default="original",
-        help="whose activations later layers see",
-    )
-    _add_method(parser)
     _add_writing(parser)
 
 
@@ -235,6 +229,13 @@ def _add_run_options(parser: argparse.ArgumentParser) -> None:
         metavar="SIZE",
         help="host memory to stay within, e.g. 8GiB (default: most of what is free)",
     )
+    add(
+        "--propagate",
+        choices=("original", "pruned"),
+        default="original",
+        help="whose activations later layers see; observe prunes nothing and takes original only",
+    )
+    _add_method(parser)
 
 
 def _add_method(parser: argparse.ArgumentParser) -> None:
@@ -242,17 +243,32 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
         "--method",
         choices=("reap", "ean", "frequency", "gate", "random"),
         default="reap",
-        help="criterion: mean of gate weight × output norm, mean output norm, routed tokens, mean "
+        help="criterion, which observe only notes down: mean of gate weight × output norm, mean output norm, routed tokens, mean "
         "gate weight, or chance",
     )
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
-    add("--weights", choices=WEIGHT_CHOICES, default="keep", help="format of the kept weights")
-    add("--max-shard-size", default="5GB", metavar="SIZE", help="most bytes of a shard")
-    add("--mtp", choices=MTP_CHOICES, help="next-token-prediction layers (default: match)")
+    add(
+        "--weights",
+        choices=WEIGHT_CHOICES,
+        default="keep",
+        help="format of the kept weights: keep; the others are not in this version",
+    )
+    _add_layout(parser)
     _add_again(parser)
+
+
+def _add_layout(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="most bytes of a shard")
+    add(
+        "--mtp",
+        choices=MTP_CHOICES,
+        help="next-token-prediction layers: match prunes them like the last layer, drop leaves "
+        "them out; the others are not in this version (default: match)",
+    )
 
 
 def _add_again(parser: argparse.ArgumentParser) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from reap_stream.scoring.saliency import merge_scores
 from reap_stream.scoring.scores_file import load_scores, save_scores
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
 from reap_stream.tables import inspection_text, plan_text
+from reap_stream.verification import VerificationReport
 from reap_stream.verifying import verify_directory
 
 
@@ -68,7 +70,13 @@ def plan(arguments: argparse.Namespace) -> None:
     """`reap-stream plan`."""
     # A plan counts the tokens of the calibration data but does not open it.
     arguments.calibration = ("builtin",)
-    output = OutputSettings(output=Path(), sparsity=arguments.sparsity, keep=arguments.keep)
+    output = OutputSettings(
+        output=Path(),
+        sparsity=arguments.sparsity,
+        keep=arguments.keep,
+        max_shard_nbytes=parse_nbytes(arguments.max_shard_size),
+        mtp=arguments.mtp,
+    )
     planned = plan_pruning(run_settings(arguments), output)
     _say(_json(planned.document()) if arguments.json else plan_text(planned))
 
@@ -114,13 +122,22 @@ def merge(arguments: argparse.Namespace) -> None:
 
 def verify(arguments: argparse.Namespace) -> None:
     """`reap-stream verify`."""
+    started = time.monotonic()
     report = verify_directory(
         arguments.directory, arguments.source, trust_remote_code=arguments.trust_remote_code
     )
     _say(
         f"{arguments.directory}: {report.tensors} tensors, {report.nbytes} bytes identical to "
-        f"{arguments.source}; {report.keep} experts in each of {report.layers} layers"
+        f"{arguments.source}; {report.keep} experts in each of {_layers(report)}; "
+        f"{time.monotonic() - started:.1f} s"
     )
+
+
+def _layers(report: VerificationReport) -> str:
+    decoder = f"{report.layers - report.mtp_layers} decoder layers"
+    if not report.mtp_layers:
+        return decoder
+    return f"{decoder} and {report.mtp_layers} next-token-prediction layers"
 
 
 def demo(arguments: argparse.Namespace) -> None:

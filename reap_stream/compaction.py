@@ -7,9 +7,8 @@ import time
 from contextlib import ExitStack
 from pathlib import Path
 
-from reap_stream.checkpoint.job import check_output_path
 from reap_stream.errors import UsageError
-from reap_stream.finishing import clean_up, findings, open_job, publish_outputs
+from reap_stream.finishing import check_job, clean_up, findings, open_job, publish_outputs
 from reap_stream.model.opened import OpenedModel, open_model
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.pruning import check_config, plan_variants, read_targets
@@ -41,7 +40,7 @@ def compact(
         ReapStreamError: see its children.
     """
     started = time.monotonic()
-    check_output_path(output.output, model_path)
+    check_job(output.output, model_path, output)
     model = open_model(model_path, trust_remote_code=trust_remote_code)
     scores = load_scores(scores_path)
     _check_scores(model, scores, scores_path)

@@ -51,6 +51,16 @@ class OutputError(ReapStreamError):
     """The output directory exists, is full, or could not be written."""
 
 
+class NoRoomError(OutputError):
+    """The disk has less room than the output needs: found before any work."""
+
+    exit_code = 2
+
+
+class ForwardError(ReapStreamError):
+    """The model's forward gave numbers from which no expert can be scored."""
+
+
 class VerificationError(ReapStreamError):
     """A written checkpoint does not hold what its source and its kept experts say it must."""
 

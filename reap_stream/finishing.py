@@ -8,7 +8,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reap_stream.card import render_card
-from reap_stream.checkpoint.job import Job
+from reap_stream.checkpoint.job import (
+    Job,
+    check_new_job,
+    check_output_path,
+    stored_settings,
+)
 from reap_stream.checkpoint.publish import publish
 from reap_stream.model.opened import OpenedModel
 from reap_stream.outputs import PrunedOutputs
@@ -19,7 +24,7 @@ from reap_stream.scoring.scores_file import save_scores
 from reap_stream.settings import OutputSettings
 
 # Settings that may differ when a job is resumed: they do not decide a byte of the result.
-FREE_SETTINGS = frozenset({"memory", "model"})
+FREE_SETTINGS = frozenset({"memory", "model", "overwrite"})
 
 
 class Finished(Protocol):
@@ -47,15 +52,28 @@ def open_job(path: Path, settings: Mapping[str, Any], output: OutputSettings) ->
     """The job of an output: a new one, or the half-done one that `--resume` asks for."""
     if output.resume:
         return Job.resume(path, settings, FREE_SETTINGS)
+    settings = {**settings, "overwrite": output.overwrite}
     return Job.create(path, settings, overwrite=output.overwrite)
+
+
+def check_job(path: Path, source: Path, output: OutputSettings) -> None:
+    """Refuses an output that could not be written, before anything is opened.
+
+    Raises:
+        UsageError: it would touch the source, or is there already.
+    """
+    check_output_path(path, source)
+    if not output.resume:
+        check_new_job(path, overwrite=output.overwrite)
 
 
 def publish_outputs(
     model: OpenedModel, outputs: PrunedOutputs, job: Job, summary: Summary, output: OutputSettings
 ) -> None:
     """Writes what stands beside the shards, then puts the result in its place."""
+    outputs.check_complete()
     scores_path = job.path("scores.safetensors")
-    save_scores(scores_path, outputs.scores({}))
+    save_scores(scores_path, outputs.scores(_score_metadata(summary)))
 
     def documents(variant: Variant, kept: Kept) -> dict[str, bytes]:
         return {
@@ -66,8 +84,20 @@ def publish_outputs(
 
     outputs.write_documents(documents, output.mtp)
     outputs.committer.drain()
-    publish(job, overwrite=output.overwrite)
+    # A resumed job replaces what it was begun to replace.
+    begun = stored_settings(output.output) or {}
+    publish(job, overwrite=output.overwrite or bool(begun.get("overwrite")))
     job.discard()
+
+
+def _score_metadata(summary: Summary) -> dict[str, str]:
+    calibration, settings = summary.details["calibration"], summary.details["settings"]
+    found = {
+        "calibration_sha256": calibration.get("sha256", calibration.get("calibration_sha256")),
+        "tokens": calibration.get("tokens"),
+        "propagate": settings.get("propagate", calibration.get("propagate")),
+    }
+    return {key: str(value) for key, value in found.items() if value is not None}
 
 
 def clean_up(job: Job, started: float) -> Summary:

@@ -1,7 +1,7 @@
 """What a checkpoint is: layers, experts, formats, and whether it can be run and pruned.
 
 Every fact comes from headers and config.json, or from config.json and the index where there are
-no weights; no tensor is read.
+no weights; of tensors no more is read than the sample behind the fingerprint.
 """
 
 from __future__ import annotations
@@ -220,6 +220,12 @@ def mtp_notes(model: OpenedModel) -> list[str]:
         note = (
             f"the checkpoint holds {found} next-token-prediction layers, config.json does not "
             "speak of them: some engines refuse their tensors"
+        )
+        return [note]
+    if found < said:
+        note = (
+            f"config.json speaks of {said} next-token-prediction layers, the checkpoint holds "
+            f"{found}: engines will not find the others"
         )
         return [note]
     return []

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from reap_stream.checkpoint.refs import TensorRef
-from reap_stream.errors import CalibrationError
+from reap_stream.errors import ForwardError
 from reap_stream.forward import ForwardPass
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.layer import StreamedLayer
@@ -115,7 +115,10 @@ class LayerPass:
         if all(self._sink.is_done(index) for index in range(self.num_layers)):
             return
         first = self._snapshots.restore(self._forward)
-        if first == 0:
+        # A snapshot ahead of the journal (a journal cut short by a power loss) is of no use: the
+        # layers before it must be written too.
+        if not 0 < first < self.num_layers or not all(map(self._sink.is_done, range(first))):
+            first = 0
             self._forward.embed()
         self._forward.skip(first)
         for index in range(first, self.num_layers):
@@ -155,10 +158,10 @@ class LayerPass:
         routed = int(stats.tokens.sum())
         if lost > _MAX_LOST_SHARE * (routed + lost):
             message = (
-                f"layer {index}: {lost} of {routed + lost} expert outputs are not finite; "
-                "the weights are damaged or need --compute-dtype float32"
+                f"layer {index}: {lost} of {routed + lost} expert outputs are not finite: the weights "
+                "are damaged, or need --compute-dtype float32 (start anew with --overwrite)"
             )
-            raise CalibrationError(message)
+            raise ForwardError(message)
         stats.check(f"layer {index}")
         self._sink.finish(index, stats, layer.store.resident, lost)
 

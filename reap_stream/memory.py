@@ -24,6 +24,7 @@ import torch
 from reap_stream.errors import UsageError
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.layer import LayerFeeds, feed_refs
+from reap_stream.model.skeleton import KEPT_SHAPES
 from reap_stream.model.slots import SlotLayout
 from reap_stream.model.store import MOVING_SLOTS
 from reap_stream.model.transformers_api import get_tensor, parameter_dtype
@@ -39,6 +40,12 @@ _STREAMING_SLOTS = 1 + MOVING_SLOTS
 # What libraries come to hold once layers run, whatever the model: code pages, thread stacks, and
 # oneDNN's compiled products, one for each count of rows. Measured: 60 to 115 MB.
 _RUNTIME_NBYTES = 128 * 2**20
+# Attention without a fused kernel: scores and copies of them live beside their softmax. Measured
+# on gpt_oss in float32: 14 bytes a score, of which the masks take 2.
+_SCORE_COPIES = 3
+_SOFTMAX_NBYTES = 4
+# A family with sliding windows has two masks.
+_MASKS = 2
 
 
 class BudgetError(UsageError):
@@ -59,8 +66,10 @@ class Demands:
         slot: one expert as it is on disk.
         fused: experts tensors that can only be held whole, on disk and decoded.
         expert: one expert, decoded.
+        decode: float32 temporaries of the largest dense tensor that is decoded on a device.
         per_token: what each token of a batch takes while a layer runs.
         num_experts: experts of a layer.
+        longest_row: tokens of the longest row, which runs even where a batch is to hold fewer.
     """
 
     dense: int
@@ -68,8 +77,10 @@ class Demands:
     slot: int
     fused: int
     expert: int
+    decode: int
     per_token: int
     num_experts: int
+    longest_row: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +89,7 @@ class MemoryPlan:
 
     Attributes:
         budget: host memory that may be used, in bytes.
-        batch_tokens: tokens that run together.
+        batch_tokens: tokens that run together; a longer row runs alone.
         expert_slots: experts of a layer held at a time.
         spill: hidden states go to a file.
         peak_host: predicted peak of resident memory.
@@ -96,14 +107,15 @@ class MemoryPlan:
 
 
 def measure_demands(
-    architecture: Architecture, feeds: list[LayerFeeds], dtype: torch.dtype
+    architecture: Architecture, feeds: list[LayerFeeds], dtype: torch.dtype, *, longest_row: int
 ) -> Demands:
-    """What the layers of a model take when they compute in `dtype`."""
-    dense, largest = 0, 0
+    """What the layers of a model take when they compute in `dtype` on rows of `longest_row`."""
+    dense, largest, decode = 0, 0, 0
     slot, fused = 0, 0
     for layer in feeds:
         dense = max(dense, sum(_decoded(architecture, f.target, dtype) for f in layer.dense))
         largest = max([largest, *(ref.nbytes for ref in feed_refs(layer.dense))])
+        decode = max([decode, *(_decode_nbytes(architecture, f) for f in layer.dense)])
         own = {
             leaf: feed
             for leaf, feed in layer.experts.items()
@@ -124,8 +136,10 @@ def measure_demands(
         slot=slot,
         fused=fused,
         expert=expert // architecture.num_experts * dtype.itemsize,
-        per_token=_per_token(architecture, dtype),
+        decode=decode,
+        per_token=_per_token(architecture, dtype) + _scores(architecture, dtype, longest_row),
         num_experts=architecture.num_experts,
+        longest_row=longest_row,
     )
 
 
@@ -160,12 +174,13 @@ def plan_memory(
     if batch_tokens is None and not on_device:
         spare = allowed - least
         tokens = max(min(tokens, _MIN_BATCH_TOKENS), min(tokens, spare // 3 // demands.per_token))
-    working = 0 if on_device else tokens * demands.per_token
+    together = max(tokens, demands.longest_row)
+    working = 0 if on_device else together * demands.per_token
     if least + working > allowed:
         message = (
             f"the memory budget is {gib(allowed)}, this model needs at least "
-            f"{gib(least + working)} with batches of {tokens} tokens; raise --memory"
-            + ("" if batch_tokens is None else " or lower --batch-tokens")
+            f"{gib(least + working)} with batches of {together} tokens; raise --memory"
+            + _smaller_batches(tokens, batch_tokens, demands.longest_row)
         )
         raise BudgetError(message, least + working)
     room = allowed - least - working
@@ -175,14 +190,21 @@ def plan_memory(
     slots += min(demands.num_experts - slots, room // demands.slot) if demands.slot else 0
     peak = least + working + (0 if spill else hidden_nbytes)
     peak += (slots - min(demands.num_experts, _STREAMING_SLOTS)) * demands.slot
-    grouped, peak_device = _plan_device(demands, tokens, device) if on_device else (False, 0)
+    grouped, peak_device = _plan_device(demands, together, device) if on_device else (False, 0)
     return MemoryPlan(allowed, tokens, slots, spill, peak, peak_device, grouped)
+
+
+def _smaller_batches(tokens: int, asked: int | None, longest_row: int) -> str:
+    if longest_row > tokens:
+        return " or lower --sequence-length"
+    return "" if asked is None else " or lower --batch-tokens"
 
 
 def _plan_device(demands: Demands, tokens: int, device: torch.device) -> tuple[bool, int]:
     """Whether all experts of a layer fit on the device decoded, and the peak either way."""
     free, _ = torch.cuda.mem_get_info(device)
-    base = demands.dense + demands.largest_tensor + tokens * demands.per_token
+    base = demands.dense + demands.largest_tensor + demands.decode + demands.fused
+    base += tokens * demands.per_token
     # Grouped products hold the outputs of all routed tokens at once.
     everything = base + demands.expert * demands.num_experts + 4 * tokens * demands.per_token
     if everything < free * _AVAILABLE_SHARE:
@@ -194,6 +216,13 @@ def _decoded(architecture: Architecture, target: str, dtype: torch.dtype) -> int
     tensor = get_tensor(architecture.model, target)
     held = parameter_dtype(architecture.model, target, dtype)
     return tensor.numel() * held.itemsize
+
+
+def _decode_nbytes(architecture: Architecture, feed: Any) -> int:
+    """Bytes of the two float32 matrices, values and scales, that decoding on a device takes."""
+    if all(weight.is_plain for _, weights in feed.groups for weight in weights):
+        return 0
+    return 2 * 4 * get_tensor(architecture.model, feed.target).numel()
 
 
 def _is_view(feed: Any) -> bool:
@@ -216,6 +245,17 @@ def _per_token(architecture: Architecture, dtype: torch.dtype) -> int:
     )
     hidden = int(model.get_input_embeddings().weight.shape[-1])
     return (5 * widest + 6 * hidden) * dtype.itemsize + 4 * hidden
+
+
+def _scores(architecture: Architecture, dtype: torch.dtype, longest_row: int) -> int:
+    """Bytes a token takes in attention matrices and masks; 0 where a kernel never forms them."""
+    config = architecture.model.config.get_text_config()
+    if getattr(config, "_attn_implementation", None) != "eager":
+        return 0
+    heads = int(getattr(config, "num_attention_heads", None) or 1)
+    score = _SOFTMAX_NBYTES + _SCORE_COPIES * dtype.itemsize
+    masks = _MASKS * (KEPT_SHAPES + 1) * dtype.itemsize
+    return longest_row * (heads * score + masks)
 
 
 def resident_nbytes() -> int:
@@ -254,9 +294,11 @@ def available_nbytes() -> int:
 
 
 def peak_device_nbytes() -> int:
-    """Largest device memory this process ever had allocated, in bytes; 0 without a device."""
-    used = torch.cuda.is_initialized()  # type: ignore[no-untyped-call] # torch does not type it
-    return int(torch.cuda.max_memory_allocated()) if used else 0
+    """Largest memory this process ever had allocated on one device, in bytes; 0 without one."""
+    if not torch.cuda.is_initialized():  # type: ignore[no-untyped-call] # torch does not type it
+        return 0
+    devices = range(torch.cuda.device_count())
+    return max((int(torch.cuda.max_memory_allocated(device)) for device in devices), default=0)
 
 
 def gib(nbytes: int) -> str:

@@ -16,6 +16,7 @@ from reap_stream.checkpoint.job import Job
 from reap_stream.checkpoint.publish import finish_directory
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.committing import Committer
+from reap_stream.errors import OutputError
 from reap_stream.model.opened import OpenedModel
 from reap_stream.pruning import (
     KEPT_FILE,
@@ -172,6 +173,20 @@ class PrunedOutputs:
         self.committer.commit({"step": "rest"})
         self.committer.drain()
         self._rest_done = True
+
+    def check_complete(self) -> None:
+        """Makes sure that every byte was written before anything is published.
+
+        Raises:
+            OutputError: a layer or the rest is not; a defect of this package.
+        """
+        missing = [i for i in self._model.architecture.moe_layers if self.done.get(i) is None]
+        if missing or not self._rest_done:
+            message = (
+                f"{self._job.directory}: layers {missing} were not written, nothing is published; "
+                "--overwrite to start anew"
+            )
+            raise OutputError(message)
 
     def scores(self, metadata: Mapping[str, str]) -> Scores:
         """The statistics of all layers."""

@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from reap_stream.checkpoint.job import Job, check_output_path, stored_settings
+from reap_stream.checkpoint.job import Job, stored_settings
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import UsageError
-from reap_stream.finishing import clean_up, findings, open_job, publish_outputs
+from reap_stream.finishing import check_job, clean_up, findings, open_job, publish_outputs
 from reap_stream.forward import ForwardPass
 from reap_stream.layer_pass import LayerPass, Snapshots
 from reap_stream.model.architecture import Architecture, read_architecture, with_expert_count
@@ -34,7 +34,7 @@ from reap_stream.records import (
     run_details,
     summarize,
 )
-from reap_stream.scoring.scores_file import save_scores
+from reap_stream.scoring.scores_file import check_scores_file, save_scores
 from reap_stream.settings import OutputSettings, RunSettings
 
 
@@ -49,7 +49,7 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         ReapStreamError: see its children; whatever goes wrong, an existing output stays whole.
     """
     started = time.monotonic()
-    check_output_path(output.output, run.model)
+    check_job(output.output, run.model, output)
     ready = prepare_run(_same_batches(run, output.output, resume=output.resume))
     variants = plan_variants(ready.model, read_targets(ready.model, output), output)
     if run.propagate == "pruned" and len(variants) > 1:
@@ -112,14 +112,16 @@ def observe(
     if run.propagate == "pruned":
         message = "--propagate pruned needs a target to prune to, and observe has none"
         raise UsageError(message)
-    ready = prepare_run(_same_batches(run, scores_path, resume=resume))
-    settings = ready.job_settings()
     output = OutputSettings(
         output=scores_path,
         overwrite=overwrite,
         resume=resume,
         snapshot_seconds=snapshot_seconds,
     )
+    check_job(scores_path, run.model, output)
+    check_scores_file(scores_path)
+    ready = prepare_run(_same_batches(run, scores_path, resume=resume))
+    settings = ready.job_settings()
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         job = stack.enter_context(open_job(scores_path, settings, output))
@@ -159,7 +161,10 @@ def _forward(stack: ExitStack, ready: Preparation, reader: Reader, job: Job) -> 
             shown=ready.run.progress,
         )
     )
-    forward = ForwardPass(ready, reader, spill_path=job.path("hidden", "states"), progress=progress)
+    spill = job.path("hidden", "states")
+    # Left by a run that was killed before the file lost its name.
+    spill.unlink(missing_ok=True)
+    forward = ForwardPass(ready, reader, spill_path=spill, progress=progress)
     return stack.enter_context(forward)
 
 

@@ -101,7 +101,8 @@ class PruningPlan:
         facts: what the source is.
         variants: one for each target.
         calibration: how the pass would run.
-        disk_bytes: free space that the output needs: all variants, and hidden states in a file.
+        disk_bytes: free space that the output needs: all variants, the snapshot of the hidden
+            states and the one that replaces it, and hidden states in a file.
         notes: what could not be told.
     """
 
@@ -150,7 +151,8 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
     memory, shortage = _memory(model, tokens, device, run)
     calibration = _pass_plan(model, tokens, device, memory, fits=shortage is None)
     common = [*_common_warnings(model, calibration), *([shortage] if shortage else [])]
-    spilled = calibration.hidden_state_bytes if memory.spill else 0
+    # An old snapshot stays until the new one is whole.
+    copies = 3 if memory.spill else 2
     return PruningPlan(
         facts=model_facts(described),
         variants=tuple(
@@ -160,7 +162,8 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
             for variant in variants
         ),
         calibration=calibration,
-        disk_bytes=sum(variant.plan.nbytes for variant in variants) + spilled,
+        disk_bytes=sum(variant.plan.nbytes for variant in variants)
+        + copies * calibration.hidden_state_bytes,
         notes=described.notes,
     )
 
@@ -169,11 +172,13 @@ def _memory(
     model: OpenedModel, tokens: int, device: torch.device, run: RunSettings
 ) -> tuple[MemoryPlan, str | None]:
     """The memory of the pass, and what is wrong with the budget, if anything is."""
+    longest = run.sequence_length
     try:
-        return memory_for(model, tokens, device, run), None
+        return memory_for(model, tokens, device, run, longest_row=longest), None
     except BudgetError as error:
         enough = replace(run, memory=error.least + _SLACK_NBYTES)
-        least = replace(memory_for(model, tokens, device, enough), peak_host=error.least)
+        least = memory_for(model, tokens, device, enough, longest_row=longest)
+        least = replace(least, peak_host=error.least)
         return least, f"prune would refuse: {error}"
 
 
@@ -200,12 +205,13 @@ def _variant_plan(
     model: OpenedModel, variant: Variant, memory: MemoryPlan, warnings: Sequence[str]
 ) -> VariantPlan:
     architecture, keep = model.architecture, variant.target.keep
+    keeps_mtp = bool(model.tensor_map.mtp_tensors & variant.plan.tensors.keys())
     return VariantPlan(
         sparsity=variant.target.sparsity,
         keep=keep,
         total_parameters=architecture.total_parameters(keep),
         active_parameters=architecture.active_parameters(keep),
-        mtp_parameters=mtp_parameters(model, keep),
+        mtp_parameters=mtp_parameters(model, keep) if keeps_mtp else 0,
         bytes=variant.plan.total_size,
         file_bytes=variant.plan.nbytes,
         shards=len(variant.plan.shards),

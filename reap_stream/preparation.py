@@ -84,7 +84,8 @@ def prepare_run(run: RunSettings) -> Preparation:
         seed=run.seed,
         vocab_size=model.architecture.model.get_input_embeddings().weight.shape[0],
     )
-    memory = memory_for(model, corpus.num_tokens, device, run)
+    longest = max(row.tokens.size for row in corpus.rows)
+    memory = memory_for(model, corpus.num_tokens, device, run, longest_row=longest)
     _try_embedding(model, corpus, device)
     return Preparation(run, model, corpus, device, dtype, memory)
 
@@ -144,7 +145,8 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
     if name != "auto":
         chosen: torch.dtype = getattr(torch, name)
         return chosen
-    text = config.get("text_config") or config
+    nested = config.get("text_config")
+    text = nested if isinstance(nested, dict) and nested else config
     stored = text.get("dtype") or text.get("torch_dtype") or config.get("torch_dtype")
     if stored in ("float32", "float16"):
         return torch.float32
@@ -153,9 +155,14 @@ def choose_dtype(name: str, config: Any, device: torch.device) -> torch.dtype:
 
 
 def memory_for(
-    model: OpenedModel, num_tokens: int, device: torch.device, run: RunSettings
+    model: OpenedModel,
+    num_tokens: int,
+    device: torch.device,
+    run: RunSettings,
+    *,
+    longest_row: int,
 ) -> MemoryPlan:
-    """The memory of a pass of `num_tokens` tokens through a model.
+    """The memory of a pass of `num_tokens` tokens, in rows of up to `longest_row`.
 
     Raises:
         UsageError: the budget cannot hold it.
@@ -163,8 +170,9 @@ def memory_for(
     architecture = model.architecture
     dtype: torch.dtype = architecture.model.dtype
     hidden = int(architecture.model.get_input_embeddings().weight.shape[-1])
+    feeds = layer_feeds(architecture, model.tensor_map)
     return plan_memory(
-        measure_demands(architecture, layer_feeds(architecture, model.tensor_map), dtype),
+        measure_demands(architecture, feeds, dtype, longest_row=longest_row),
         hidden_nbytes=num_tokens * hidden * dtype.itemsize,
         budget=run.memory,
         batch_tokens=run.batch_tokens,

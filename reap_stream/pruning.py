@@ -58,6 +58,7 @@ def source_facts(model: OpenedModel, mtp: str | None) -> SourceFacts:
         num_experts=model.architecture.num_experts,
         count_paths=model.architecture.count_paths,
         dropped=model.tensor_map.mtp_tensors if mtp == "drop" else frozenset(),
+        mtp_dropped=mtp == "drop",
     )
 
 

@@ -46,12 +46,15 @@ class SourceFacts:
         num_experts: experts in every layer.
         count_paths: the keys of config.json that hold that number.
         dropped: tensors that pruning left out.
+        mtp_dropped: next-token-prediction layers were left out, so config.json speaks of none;
+            the source may have had no tensor of them.
     """
 
     roles: Mapping[str, Role]
     num_experts: int
     count_paths: tuple[tuple[str, ...], ...]
     dropped: frozenset[str] = frozenset()
+    mtp_dropped: bool = False
 
     @property
     def layers(self) -> set[int]:
@@ -73,6 +76,7 @@ class VerificationReport:
         keep: experts in every layer.
         layers: number of layers with experts.
         side_files: number of files copied along.
+        mtp_layers: how many of the layers are next-token-prediction layers, where that is known.
     """
 
     tensors: int
@@ -80,6 +84,7 @@ class VerificationReport:
     keep: int
     layers: int
     side_files: int
+    mtp_layers: int = 0
 
 
 def verify(
@@ -168,7 +173,7 @@ class _Check:
             facts.num_experts,
             self._plan.keep,
             kept,
-            mtp_dropped=bool(facts.dropped),
+            mtp_dropped=facts.mtp_dropped or bool(facts.dropped),
         )
         for key in sorted(expected.keys() | found.keys()):
             right, wrong = _canonical(expected, key), _canonical(found, key)

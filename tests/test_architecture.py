@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModelForCausalLM
 
 from reap_stream.errors import UnsupportedError
 from reap_stream.model.architecture import read_architecture, with_expert_count
+from reap_stream.model.routing import Routing, read_routing
 from tests.builders import load_tensors, read_config, tiny_config
 from tests.engine import prepare
 from tests.families import BY_ID, FAMILIES, NUM_EXPERTS
@@ -143,3 +147,21 @@ def test_a_config_transformers_cannot_read_is_refused(tiny):
     raw = {**read_config(source), "hidden_size": "wide"}
     with pytest.raises(UnsupportedError, match="glm4_moe"):
         read_architecture(source, raw)
+
+
+def test_groups_of_other_modules_are_not_the_routers():
+    model = nn.Module()
+    model.config = SimpleNamespace(num_experts_per_tok=3)
+    model.layer = nn.Module()
+    model.layer.mixer = nn.Module()
+    model.layer.mixer.n_groups = model.layer.mixer.n_group = model.layer.mixer.num_group = 8
+    model.layer.mixer.top_k = 5
+    model.layer.mlp = nn.Module()
+    model.layer.mlp.gate = nn.Linear(4, 8)
+    model.layer.mlp.experts = nn.Module()
+    sliced = {"layer.mlp.gate.weight": 0, "layer.mlp.experts.up_proj": 0}
+    where = (model, "layer", "layer.mlp.experts", sliced)
+    model.layer.mlp.top_k = 2
+    assert read_routing(*where) == Routing(2, 1, 1)
+    model.layer.mlp.gate.num_group, model.layer.mlp.gate.topk_group = 4, 2
+    assert read_routing(*where) == Routing(2, 4, 2)

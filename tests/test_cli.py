@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 
@@ -46,7 +47,33 @@ def test_prune_then_verify(command, tiny, calibration, tmp_path):
     assert "rows, 99 were asked for" in err
     status, out, err = command("verify", output, "--source", source)
     assert (status, err) == (0, "")
-    assert "4 experts in each of 2 layers" in out
+    assert "4 experts in each of 2 decoder layers; " in out
+
+
+def test_verify_names_the_targets_of_a_directory_of_several(command, tiny, calibration, tmp_path):
+    source, output = tiny("glm4_moe"), tmp_path / "pruned"
+    arguments = ["--output", output, "--keep", "4,6", *running(calibration)]
+    assert command("prune", source, *arguments)[0] == 0
+    status, _, err = command("verify", output, "--source", source)
+    assert status == 2
+    assert "keep-4, keep-6" in err
+
+
+def test_plan_and_observe_take_the_common_options(command, tiny, calibration, tmp_path):
+    source = tiny("glm4_moe")
+    common = ["--method", "ean", "--propagate", "original"]
+    writing = ["--mtp", "drop", "--max-shard-size", "20KB"]
+    status, out, _ = command(
+        "plan", source, "--keep", "4", "--device", "cpu", *common, *writing, "--json"
+    )
+    assert status == 0
+    assert json.loads(out)["variants"][0]["shards"] > 1
+    scores = tmp_path / "scores.safetensors"
+    arguments = ["observe", source, "--output", scores, *running(calibration)]
+    assert command(*arguments, *common)[0] == 0
+    status, _, err = command(*arguments, "--overwrite", "--propagate", "pruned")
+    assert status == 2
+    assert "observe has none" in err
 
 
 def test_verify_finds_one_changed_byte(command, tiny, calibration, tmp_path):

@@ -5,15 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import weakref
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
-from reap_stream.memory import peak_resident_nbytes, resident_nbytes
+from reap_stream.checkpoint.reader import Reader
+from reap_stream.memory import (
+    BudgetError,
+    Demands,
+    peak_resident_nbytes,
+    plan_memory,
+    resident_nbytes,
+)
+from reap_stream.model.opened import open_model
+from reap_stream.model.skeleton import KEPT_SHAPES, Skeleton
+from reap_stream.preparation import memory_for
 from tests.builders import tiny_config
-from tests.engine import read_kept
+from tests.engine import read_kept, run_settings
 from tests.families import BY_ID
 
 MIB = 2**20
@@ -127,6 +139,76 @@ def test_a_large_checkpoint_is_pruned_within_a_small_budget(large, tmp_path):
     assert read_kept(tight) == read_kept(ample)
     for path in ample.glob("*.safetensors"):
         assert path.read_bytes() == (tight / path.name).read_bytes()
+
+
+DEMANDS = Demands(
+    dense=10**6,
+    largest_tensor=10**6,
+    slot=10**6,
+    fused=0,
+    expert=10**6,
+    decode=0,
+    per_token=10**5,
+    num_experts=8,
+    longest_row=64,
+)
+CPU = torch.device("cpu")
+
+
+def peak_of(demands, **options):
+    defaults = {"hidden_nbytes": 10**6, "budget": 2**40, "batch_tokens": 64, "device": CPU}
+    return plan_memory(demands, **{**defaults, **options}).peak_host
+
+
+def test_a_row_longer_than_a_batch_is_counted(monkeypatch):
+    monkeypatch.setattr("reap_stream.memory.resident_nbytes", lambda: 0)
+    long = replace(DEMANDS, longest_row=4096)
+    assert peak_of(long) - peak_of(DEMANDS) == (4096 - 64) * DEMANDS.per_token
+    assert peak_of(replace(DEMANDS, longest_row=8)) == peak_of(DEMANDS)
+    # Smaller batches would not help: the row runs anyhow.
+    with pytest.raises(BudgetError, match=r"batches of 4096 tokens; .* lower --sequence-length"):
+        peak_of(long, budget=300 * MIB)
+
+
+def test_attention_without_a_fused_kernel_is_counted(tiny, monkeypatch):
+    monkeypatch.setattr("reap_stream.memory.resident_nbytes", lambda: 0)
+    rows, width, heads = 8, 2048, 4
+
+    def growth(family):
+        run = run_settings(tiny(family), ("builtin",), batch_tokens=rows * width, memory=2**36)
+        model = open_model(run.model, dtype=torch.float32)
+        peaks = [
+            memory_for(model, rows * width, CPU, run, longest_row=longest).peak_host
+            for longest in (1, width)
+        ]
+        return peaks[1] - peaks[0]
+
+    # Scores, the cut of their largest, and their softmax live at once in float32.
+    assert growth("gpt_oss") > 3 * rows * heads * width**2 * 4
+    assert growth("qwen3_moe") == 0
+
+
+def test_calls_of_few_shapes_are_kept_and_the_others_made_anew(tiny):
+    model = open_model(tiny("gpt_oss"), dtype=torch.float32)
+    generator = np.random.default_rng(0)
+    batches = [
+        generator.integers(3, 96, (2, width)) for width in range(12, 12 - KEPT_SHAPES - 2, -1)
+    ]
+    with Reader() as reader, torch.no_grad():
+        skeleton = Skeleton(model, reader, CPU)
+        first = mask_of(skeleton.embed(batches[0])[1])
+        expected, gone = first.clone(), weakref.ref(first)
+        del first
+        for batch in batches[1:]:
+            skeleton.embed(batch)
+        assert gone() is None
+        assert torch.equal(mask_of(skeleton.calls(batches[0])), expected)
+        for batch in batches:
+            assert mask_of(skeleton.calls(batch)).shape[-1] == batch.shape[1]
+
+
+def mask_of(calls):
+    return calls[0].kwargs["attention_mask"]
 
 
 def test_the_peak_is_this_process_own():

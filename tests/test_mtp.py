@@ -7,9 +7,10 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from reap_stream.cli import main
-from reap_stream.errors import VerificationError
+from reap_stream.errors import UnsupportedError, VerificationError
+from reap_stream.model.opened import open_model
 from reap_stream.verifying import verify_directory
-from tests.builders import add_mtp, load_tensors, read_config, write_checkpoint
+from tests.builders import add_mtp, load_tensors, quantise, read_config, write_checkpoint
 from tests.engine import prune_to, read_kept
 from tests.families import BY_ID
 from tests.oracle import assert_kept_bytes
@@ -126,8 +127,49 @@ def test_keep_and_score_are_refused(mtp, with_mtp, calibration, tmp_path, capsys
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("mtp", ["match", "drop"])
+def test_it_may_be_stored_without_the_scales_of_its_twin(mtp, tiny, calibration, tmp_path):
+    quantised = quantise(tiny("glm4_moe"), tmp_path, "block", block=24)[0]
+    added = add_mtp(quantised, tmp_path / "added", "nextn")
+    number = layers_of(added)
+    plain = {
+        name: tensor
+        for name, tensor in load_tensors(added).items()
+        if not (f"layers.{number}." in name and "_scale" in name)
+    }
+    source = write_checkpoint(tmp_path / "source", plain, read_config(added))
+    output = prune_to(tmp_path / "pruned", source, calibration, KEEP, mtp=mtp)
+    assert (number in verify_kept(output, source)) == (mtp == "match")
+
+
+def test_it_may_not_lack_weights_of_its_twin(with_mtp, tmp_path):
+    tensors = load_tensors(with_mtp("glm4_moe", "nextn"))
+    left = {name: t for name, t in tensors.items() if "layers.3.mlp.gate." not in name}
+    source = write_checkpoint(tmp_path / "source", left, read_config(with_mtp("glm4_moe", "nextn")))
+    with pytest.raises(UnsupportedError, match=r"layer 3 has experts but no 'mlp\.gate"):
+        open_model(source)
+
+
+def test_decoder_layers_are_not_taken_for_it(with_mtp, tmp_path):
+    source = with_mtp("glm4_moe", "nextn")
+    config = {**read_config(source), "num_hidden_layers": 2}
+    shorter = write_checkpoint(tmp_path / "shorter", load_tensors(source), config)
+    with pytest.raises(UnsupportedError, match=r"speaks of 1 .* holds 2 layers .*layer 2"):
+        open_model(shorter)
+
+
+def test_dropping_one_of_which_only_the_config_speaks(tiny, calibration, tmp_path):
+    config = {**read_config(tiny("glm4_moe")), "num_nextn_predict_layers": 1}
+    source = write_checkpoint(tmp_path / "source", load_tensors(tiny("glm4_moe")), config)
+    for mtp, count in (("drop", 0), ("match", 1)):
+        output = prune_to(tmp_path / mtp, source, calibration, KEEP, mtp=mtp)
+        assert read_config(output)["num_nextn_predict_layers"] == count
+        verify_kept(output, source)
+
+
 def verify_kept(output, source):
     report = verify_directory(output, source)
     kept = read_kept(output)
     assert (report.keep, report.layers) == (KEEP, len(kept))
+    assert report.mtp_layers == len(kept.keys() - range(layers_of(source)))
     return kept

@@ -251,3 +251,26 @@ def test_usage(command, pattern, capsys):
         main(command)
     assert caught.value.code == 2
     assert pattern in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", []),
+        ("model_type", None),
+        ("quantization_config", {"quant_method": "fp8", "weight_block_size": 128}),
+        ("quantization_config", {"weight_block_size": [128, True]}),
+        ("quantization_config", "fp8"),
+        ("text_config", "x"),
+        ("architectures", "Glm"),
+        ("architectures", [5]),
+    ],
+)
+def test_config_values_of_the_wrong_type(key, value, refuse, tiny, tmp_path_factory, capsys):
+    config = {**read_config(tiny("glm4_moe")), key: value}
+    directory = tmp_path_factory.mktemp("hostile")
+    source = write_checkpoint(directory, load_tensors(tiny("glm4_moe")), config)
+    refuse(source, r"config\.json")
+    assert main(["plan", str(source), "--keep", "4", "--device", "cpu"]) == 2
+    assert main(["inspect", str(source)]) == 2
+    assert "config.json" in capsys.readouterr().err

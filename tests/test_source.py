@@ -135,6 +135,52 @@ def test_fingerprint_follows_structure_not_place_or_time(directory, tmp_path):
     assert open_checkpoint(renamed).fingerprint != before
 
 
+def fingerprint_with(directory, change):
+    """The fingerprint after `change` on the data of the one shard, whose header stays."""
+    path = directory / "model.safetensors"
+    nbytes = next(iter(open_checkpoint(directory).tensors.values())).nbytes
+    blob = path.read_bytes()
+    data = np.frombuffer(blob[-nbytes:], np.float32).copy()
+    change(data)
+    path.write_bytes(blob[:-nbytes] + data.tobytes())
+    return open_checkpoint(directory).fingerprint
+
+
+# The longer one has more data than is sampled.
+@pytest.mark.parametrize("count", [512, 1 << 20])
+def test_fingerprint_tells_trainings_of_one_architecture_apart(count, tmp_path):
+    weight = np.random.default_rng(0).standard_normal(count, np.float32)
+    write_checkpoint(tmp_path, {"model.safetensors": {"a": weight}}, index=False)
+    before = open_checkpoint(tmp_path).fingerprint
+    assert fingerprint_with(tmp_path, lambda _: None) == before
+
+    def train(data):
+        data *= np.float32(1.001)
+
+    def change(place):
+        return lambda data: data.__setitem__(place, 7)
+
+    found = [before, *(fingerprint_with(tmp_path, f) for f in (train, change(0), change(-1)))]
+    assert len(set(found)) == len(found)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("model_type", []),
+        ("text_config", "x"),
+        ("text_config", [1]),
+        ("architectures", "Glm"),
+        ("architectures", [5]),
+    ],
+)
+def test_config_values_of_the_wrong_type(key, value, directory):
+    (directory / "config.json").write_text(json.dumps({key: value}))
+    for opened in (open_checkpoint, open_config):
+        with pytest.raises(CheckpointError, match=f"config.json: {key} is "):
+            opened(directory)
+
+
 @pytest.mark.parametrize("change", [-1, 1])
 def test_shard_of_the_wrong_length(directory, change):
     path = directory / SECOND
@@ -235,7 +281,7 @@ def test_incomplete_download_counts_as_having_weights(directory):
         open_checkpoint(directory)
 
 
-def test_opening_reads_no_tensor(directory, monkeypatch):
+def test_opening_reads_no_more_than_a_sample(directory, monkeypatch):
     """A shard of a gibibyte, sparse: read whole it would show in the bytes pread returns."""
     nbytes = 2**30
     blob = save({"c": np.zeros(16, "u1")}).replace(b"[16]", b"[%d]" % nbytes)
@@ -254,4 +300,4 @@ def test_opening_reads_no_tensor(directory, monkeypatch):
 
     monkeypatch.setattr(os, "pread", counting)
     assert open_checkpoint(directory).tensors["c"].nbytes == nbytes
-    assert sum(counted) < 10_000
+    assert sum(counted) < 256 * 4096 + 10_000

@@ -70,6 +70,23 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
     return {key: value for key, value in _read_record(path).items() if key != "version"}
 
 
+def check_new_job(output: Path, *, overwrite: bool) -> None:
+    """Refuse early what `Job.create` would refuse.
+
+    Raises:
+        UsageError: there is an output or a half-done job and `overwrite` is not set, or the output
+            could not be renamed into place.
+    """
+    output = output.resolve()
+    _check_replaceable(output, overwrite=overwrite)
+    directory = _job_directory(output)
+    if (directory / "job.json").exists() and not overwrite:
+        raise UsageError(
+            f"{directory}: a half-done job for this output: "
+            "--resume to go on, --overwrite to start anew"
+        )
+
+
 class Job:
     """A job directory, locked. Use `create` or `resume`; a context manager that lets go the lock."""
 
@@ -103,11 +120,7 @@ class Job:
             directory.mkdir(parents=True, exist_ok=True)
         lock = Lock.acquire(directory / "lock")
         with lock.released_on_error():
-            if (directory / "job.json").exists() and not overwrite:
-                raise UsageError(
-                    f"{directory}: a half-done job for this output: "
-                    "--resume to go on, --overwrite to start anew"
-                )
+            check_new_job(output, overwrite=overwrite)
             with output_errors(directory):
                 _clear(directory, output)
                 for name in _FOLDERS:

@@ -11,7 +11,7 @@ import json
 import os
 from typing import TYPE_CHECKING, Any
 
-from reap_stream.checkpoint.disk import output_errors
+from reap_stream.checkpoint.disk import output_errors, sync_directory
 from reap_stream.errors import ResumeError
 
 if TYPE_CHECKING:
@@ -56,6 +56,9 @@ class Journal:
                 # Otherwise the next line would be glued to the torn half of this one.
                 os.truncate(self._path, self._nbytes)
                 raise
+            if not self._nbytes:
+                # The file is new: its name must be durable too.
+                sync_directory(self._path.parent)
         self._nbytes += len(line)
         self.entries.append(entry)
 

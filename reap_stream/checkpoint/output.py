@@ -8,6 +8,7 @@ ours without passing through Python.
 
 from __future__ import annotations
 
+import errno
 import threading
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -16,7 +17,7 @@ from reap_stream import _native
 from reap_stream.checkpoint.disk import free_nbytes, output_errors, sync_directory
 from reap_stream.checkpoint.layout import layer_tensors
 from reap_stream.checkpoint.pieces import Piece, kept_faults, pieces
-from reap_stream.errors import OutputError, ReadError, ResumeError
+from reap_stream.errors import NoRoomError, OutputError, ReadError, ResumeError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 # An interrupt is seen between batches: about a second's work each, and not many small calls.
 _BATCH_NBYTES: Final = 1 << 30
 _BATCH_RANGES: Final = 1 << 16
+_OF_THE_TARGET: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
 
 
 class Written(NamedTuple):
@@ -56,7 +58,7 @@ def check_free_space(directory: Path, nbytes: int) -> None:
     """
     free = free_nbytes(directory)
     if free < nbytes:
-        raise OutputError(
+        raise NoRoomError(
             f"{directory}: the disk has {free} bytes free, the pruned checkpoint needs {nbytes}; "
             "make room or choose another --output"
         )
@@ -261,7 +263,8 @@ class _Batch:
                 "restore it and resume"
             ) from error
         except OSError as error:
-            if error.filename not in self._sources.paths:
+            # A copy between files names its source whichever of the two failed.
+            if error.filename not in self._sources.paths or error.errno in _OF_THE_TARGET:
                 raise
             raise ReadError(f"{error.filename}: could not be read: {error}") from error
 

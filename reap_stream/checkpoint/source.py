@@ -1,6 +1,6 @@
 """A source checkpoint: a directory of config, safetensors shards and side files, checked as one.
 
-Opening reads headers and JSON only, never a tensor. What comes back is consistent: every tensor
+Opening reads headers, JSON and a sample of each shard. What comes back is consistent: every tensor
 lies in exactly one shard, index and shards agree, every shard has the length its header says, and
 no file was reached through a link out of the checkpoint. A truncated download or a tampered index
 is found here, in the first second, not after hours of calibration.
@@ -15,7 +15,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from reap_stream.checkpoint.files import check_contained, read_small
+from reap_stream.checkpoint.files import (
+    check_contained,
+    open_regular,
+    pread_exact,
+    read_small,
+)
 from reap_stream.checkpoint.header import Header, parse_header, read_header_bytes
 from reap_stream.checkpoint.index import (
     INDEX_NAME,
@@ -30,6 +35,11 @@ from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, sh
 from reap_stream.errors import CheckpointError
 
 CONFIG_NAME: Final = "config.json"
+
+_SAMPLE_BLOCKS: Final = 256
+_SAMPLE_NBYTES: Final = 4096
+# Keys whose values the package reads as such; null stands for absent.
+_CONFIG_TYPES: Final = (("model_type", str, "a string"), ("text_config", dict, "an object"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,9 +58,11 @@ class Checkpoint:
         skipped_files: relative paths of the files that do not: weights in other formats, shards
             that the index does not name. A folder skipped whole ends in a slash.
         fingerprint: hex SHA-256 over the text of config.json and, for each shard, its name, its
-            length and its raw header. It changes with any tensor's name, dtype, shape or place,
-            and costs no more than the headers. Tensor bytes are not hashed, so weights changed
-            in place keep it; times of modification do not enter, so a copy keeps it too.
+            length, its raw header and a sample of its data: 256 blocks of 4 KiB, evenly spaced,
+            or all of it where it is no longer than these. It tells models of one architecture
+            apart, trained or fine-tuned otherwise, at the price of 1 MiB a shard; a change that
+            falls between the blocks keeps it. Times of modification do not enter, so a copy
+            keeps it too.
     """
 
     directory: Path
@@ -91,7 +103,7 @@ class ConfigOnly:
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """Read and check everything about a checkpoint except its tensors' bytes.
+    """Read and check everything about a checkpoint; of its tensors' bytes, only a sample.
 
     Args:
         directory: holds config.json and safetensors shards: with an index, as one
@@ -185,7 +197,19 @@ def _read_config(directory: Path) -> tuple[dict[str, Any], str]:
         raise CheckpointError(f"{path}: missing; a checkpoint directory has one")
     check_contained(path, directory)
     raw = read_small(path, MAX_JSON_NBYTES)
-    return parse_object(raw, path, finite=False), raw.decode("utf-8")
+    config = parse_object(raw, path, finite=False)
+    _check_types(config, path)
+    return config, raw.decode("utf-8")
+
+
+def _check_types(config: dict[str, Any], path: Path) -> None:
+    for key, kind, wanted in _CONFIG_TYPES:
+        if config.get(key) is not None and not isinstance(config[key], kind):
+            raise CheckpointError(f"{path}: {key} is {shown(config[key])}, expected {wanted}")
+    names = config.get("architectures")
+    named = isinstance(names, list) and all(isinstance(name, str) for name in names)
+    if names is not None and not named:
+        raise CheckpointError(f"{path}: architectures is {shown(names)}, expected a list of names")
 
 
 def _read_shard(directory: Path, name: str, digest: hashlib._Hash) -> Header:
@@ -195,7 +219,22 @@ def _read_shard(directory: Path, name: str, digest: hashlib._Hash) -> Header:
     _digest(digest, name.encode("utf-8"))
     _digest(digest, str(file_nbytes).encode("ascii"))
     _digest(digest, raw)
-    return parse_header(raw, path, file_nbytes)
+    header = parse_header(raw, path, file_nbytes)
+    _digest_sample(digest, path, header.data_start, file_nbytes)
+    return header
+
+
+def _digest_sample(digest: hashlib._Hash, path: Path, start: int, end: int) -> None:
+    """Hash evenly spaced blocks of a shard's data, the first and the last included."""
+    nbytes = end - start
+    if nbytes <= _SAMPLE_BLOCKS * _SAMPLE_NBYTES:
+        pieces = [(start, nbytes)]
+    else:
+        room, steps = nbytes - _SAMPLE_NBYTES, _SAMPLE_BLOCKS - 1
+        pieces = [(start + room * i // steps, _SAMPLE_NBYTES) for i in range(_SAMPLE_BLOCKS)]
+    with open_regular(path) as (fd, _):
+        for offset, length in pieces:
+            _digest(digest, pread_exact(fd, length, offset, path))
 
 
 def _digest(digest: hashlib._Hash, part: bytes) -> None:

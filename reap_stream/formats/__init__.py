@@ -15,10 +15,18 @@ __all__ = ["TORCH_DTYPES", "Weight", "WeightFormat", "group_weights", "known_for
 
 
 def known_formats(config: Mapping[str, Any]) -> tuple[WeightFormat, ...]:
-    """The formats, set up as the checkpoint's config.json says."""
+    """The formats, set up as the checkpoint's config.json says.
+
+    Raises:
+        CheckpointError: its quantisation settings are malformed.
+    """
     quantization = config.get("quantization_config") or {}
+    if not isinstance(quantization, Mapping):
+        message = f"config.json: quantization_config is {quantization!r}, expected an object"
+        raise CheckpointError(message)
     block = quantization.get("weight_block_size") or DEFAULT_BLOCK
-    if len(block) != 2 or not all(isinstance(n, int) and n > 0 for n in block):
+    is_pair = isinstance(block, list | tuple) and len(block) == 2
+    if not is_pair or not all(type(n) is int and n > 0 for n in block):
         message = f"config.json: weight_block_size is {block!r}, expected two positive integers"
         raise CheckpointError(message)
     return (Fp8((block[0], block[1])), Plain())

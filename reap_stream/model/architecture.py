@@ -19,27 +19,11 @@ import torch
 from torch import nn
 
 from reap_stream.errors import UnsupportedError
+from reap_stream.model.routing import Routing, read_routing
 from reap_stream.model.transformers_api import build_meta_model, is_experts_module, load_config
 
 # Integer config keys that speak of experts without being the number of them.
 _NOT_A_COUNT = re.compile(r"per_tok|top_?k|shared|used|active|zero|null|size|dim|group|layer|freq")
-_TOP_K_ATTRIBUTES = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "topk")
-_GROUP_ATTRIBUTES = ("num_group", "n_group", "num_expert_group", "n_groups")
-
-
-@dataclass(frozen=True, slots=True)
-class Routing:
-    """How a router chooses.
-
-    Attributes:
-        experts_per_token: experts each token is sent to.
-        groups: contiguous groups the experts are divided into (1: no groups).
-        topk_groups: groups a token may choose from.
-    """
-
-    experts_per_token: int
-    groups: int
-    topk_groups: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +121,7 @@ def read_architecture(
     if len(paths) != len(experts):
         message = f"{type(model).__name__} has layers with several routed-experts modules"
         raise UnsupportedError(message)
-    first_moe = model.get_submodule(f"{layers_path}.{min(paths)}")
+    sliced = _shape_difference(model, reduced, num_experts, fewer)
     return Architecture(
         name=(raw_config.get("architectures") or [type(model).__name__])[0],
         model=model,
@@ -145,9 +129,9 @@ def read_architecture(
         num_layers=num_layers,
         experts_paths=paths,
         num_experts=num_experts,
-        routing=_read_routing(first_moe, model.config),
+        routing=read_routing(model, f"{prefix}{min(paths)}", paths[min(paths)], sliced),
         count_paths=count_paths,
-        sliced=_shape_difference(model, reduced, num_experts, fewer),
+        sliced=sliced,
         tied=frozenset(getattr(model, "all_tied_weights_keys", None) or {}),
     )
 
@@ -279,25 +263,3 @@ def _shape_difference(
             raise UnsupportedError(message)
         sliced[name] = dims[0]
     return sliced
-
-
-def _read_routing(layer: nn.Module, config: Any) -> Routing:
-    top_k = _attribute(layer, config, _TOP_K_ATTRIBUTES)
-    if top_k is None:
-        message = f"{type(layer).__name__} does not say how many experts a token is sent to"
-        raise UnsupportedError(message)
-    groups = _attribute(layer, config, _GROUP_ATTRIBUTES) or 1
-    topk_groups = _attribute(layer, config, ("topk_group",)) or groups
-    return Routing(top_k, groups, topk_groups if groups > 1 else 1)
-
-
-def _attribute(layer: nn.Module, config: Any, names: tuple[str, ...]) -> int | None:
-    owners = [module for name, module in layer.named_modules() if not is_experts_module(module)]
-    text = config.get_text_config() if hasattr(config, "get_text_config") else config
-    for owner in (*owners, text):
-        for name in names:
-            value = getattr(owner, name, None)
-            value = value[0] if isinstance(value, list) and value else value
-            if type(value) is int and value > 0:
-                return value
-    return None

@@ -32,7 +32,7 @@ from reap_stream.formats import TORCH_DTYPES, group_weights, known_formats
 from reap_stream.model.architecture import Architecture, read_architecture
 from reap_stream.model.declared_fp8 import DeclaredFp8, declared_fp8
 from reap_stream.model.described_mtp import Spec, Twins, assumed_mtp, extra_shape, listed_mtp
-from reap_stream.model.opened import OpenedModel, open_model
+from reap_stream.model.opened import OpenedModel, check_mtp_count, open_model
 from reap_stream.model.roles import map_tensors
 from reap_stream.model.transformers_api import (
     KeyMap,
@@ -102,6 +102,7 @@ def describe_model(
     checkpoint = writer.checkpoint()
     weights = group_weights(checkpoint.tensors, known_formats(checkpoint.config))
     tensor_map = map_tensors(architecture, keys, checkpoint.tensors, weights)
+    check_mtp_count(directory, checkpoint.config, tensor_map)
     model = OpenedModel(checkpoint, architecture, keys, tensor_map)
     return DescribedModel(model, estimated=True, notes=tuple(writer.notes))
 

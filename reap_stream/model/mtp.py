@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 
 from reap_stream.checkpoint.refs import Role, TensorRef
 from reap_stream.errors import UnsupportedError
@@ -23,10 +23,28 @@ def map_mtp(
     architecture: Architecture,
     roles: dict[str, Role],
     tensors: Mapping[str, TensorRef],
-    taken: set[str],
+    taken: Collection[str],
+    weights: Collection[str],
 ) -> dict[str, tuple[int, str]]:
-    """Finds MTP layers and gives their tensors roles; name → (layer number, rest of the name)."""
-    twins = _layer_roles(roles, architecture.moe_layers[-1])
+    """Finds MTP layers and gives their tensors roles.
+
+    Args:
+        architecture: the model.
+        roles: those of the decoder's tensors; receives those of MTP tensors.
+        tensors: the checkpoint.
+        taken: tensors that feed the decoder.
+        weights: of these, the weights themselves, without scales and other companions.
+
+    Returns:
+        Name → (layer number, rest of the name).
+
+    Raises:
+        UnsupportedError: an MTP layer has experts but not all the weights its twin has.
+    """
+    last = architecture.moe_layers[-1]
+    twins = _layer_roles(roles, last)
+    weight_roles = {name: role for name, role in roles.items() if name in weights}
+    needed = _layer_roles(weight_roles, last).keys()
     found: dict[str, tuple[int, str]] = {}
     for name in tensors:
         match = LAYER_NAME.match(name)
@@ -40,23 +58,26 @@ def map_mtp(
     for name, (layer, rest) in found.items():
         if rest in twins:
             roles[name] = _moved(twins[rest], layer, name.count(".") - rest.count("."))
-    _check_mtp(architecture, twins, roles, found)
+    _check_mtp(architecture, needed, roles, found)
     return found
 
 
 def _check_mtp(
     architecture: Architecture,
-    twins: Mapping[str, Role],
+    needed: Collection[str],
     roles: Mapping[str, Role],
     found: Mapping[str, tuple[int, str]],
 ) -> None:
-    """Refuses an MTP layer of which only a part could be pruned: it must be all its twin is."""
+    """Refuses an MTP layer of which only a part could be pruned: it needs its twin's weights.
+
+    Not its twin's scales: prediction layers are often left as they were trained.
+    """
     sliced: dict[int, set[str]] = defaultdict(set)
     for name, (layer, rest) in found.items():
         if name in roles:
             sliced[layer].add(rest)
     for layer, rests in sliced.items():
-        missing = sorted(twins.keys() - rests)
+        missing = sorted(set(needed) - rests)
         if missing:
             message = (
                 f"next-token-prediction layer {layer} has experts but no {missing[0]!r} as layer "

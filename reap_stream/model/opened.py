@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 
-from reap_stream.checkpoint.source import Checkpoint, open_checkpoint
+from reap_stream.checkpoint.configedit import mtp_layer_count
+from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import Weight, group_weights, known_formats
 from reap_stream.model.architecture import Architecture, read_architecture
@@ -58,7 +60,27 @@ def open_model(
     keys = KeyMap(architecture.model)
     weights = group_weights(checkpoint.tensors, known_formats(checkpoint.config))
     tensor_map = map_tensors(architecture, keys, checkpoint.tensors, weights)
+    check_mtp_count(directory, checkpoint.config, tensor_map)
     return OpenedModel(checkpoint, architecture, keys, tensor_map)
+
+
+def check_mtp_count(directory: Path, config: Mapping[str, Any], tensor_map: TensorMap) -> None:
+    """Refuses more layers behind the decoder than config.json says predict further tokens.
+
+    With too small a number of decoder layers in config.json the last ones look like these, would
+    be left out of the forward, and pruned by another layer's scores.
+
+    Raises:
+        UnsupportedError: there are more.
+    """
+    said, found = mtp_layer_count(config), len(tensor_map.mtp_layers)
+    if 0 < said < found:
+        message = (
+            f"{directory / CONFIG_NAME}: speaks of {said} next-token-prediction layers, but the "
+            f"checkpoint holds {found} layers beside the decoder's (first: layer "
+            f"{tensor_map.mtp_layers[0]}); correct num_hidden_layers or that number"
+        )
+        raise UnsupportedError(message)
 
 
 def check_forward(model: OpenedModel) -> None:

@@ -77,7 +77,10 @@ def map_tensors(
         if target in architecture.sliced:
             roles.update(_slice_roles(architecture, keys, feed))
     _adopt_companions(roles, tensors)
-    mtp = map_mtp(architecture, roles, tensors, taken)
+    weight_names = {w.name for feed in feeds.values() for _, group in feed.groups for w in group}
+    mtp = map_mtp(architecture, roles, tensors, taken, weight_names)
+    # A prediction layer may be stored in another format than its twin, with scales of its own.
+    _adopt_companions(roles, tensors)
     unclaimed = {n: ref for n, ref in tensors.items() if n not in taken and n not in roles}
     _refuse_unclaimed_experts(architecture, unclaimed, mtp.keys())
     for name in tensors:

@@ -9,6 +9,7 @@ hidden states between two layers, which is what lets us run the layers one by on
 from __future__ import annotations
 
 import itertools
+from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +26,10 @@ from reap_stream.model.loading import load_parameters
 from reap_stream.model.opened import OpenedModel
 from reap_stream.model.roles import TensorMap
 from reap_stream.model.transformers_api import KeyMap, materialize_buffers
+
+# Rows come sorted by length, so batches of one shape are neighbours. Calls hold masks and position
+# embeddings: those of all shapes would grow with the calibration data.
+KEPT_SHAPES = 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +63,8 @@ class Skeleton:
         self._base = getattr(model, model.base_model_prefix, model)
         self._layers = list(model.get_submodule(architecture.layers_path).children())
         self._embedding: nn.Module = model.get_input_embeddings()
-        self._calls: dict[tuple[int, int], tuple[list[LayerCall], bool]] = {}
+        self._calls: OrderedDict[tuple[int, int], tuple[list[LayerCall], bool]] = OrderedDict()
+        self._checked = False
         self._returns_tuple: bool | None = None
         materialize_buffers(model, device)
         self._embedding_weight = self._find_embedding(opened.tensor_map)
@@ -107,18 +113,42 @@ class Skeleton:
         shape = (tokens.shape[0], tokens.shape[1])
         known = self._calls.get(shape)
         if known is None:
-            self._calls[shape] = (recorded, False)
-        elif not known[1]:
-            _check_same(self._architecture.name, known[0], recorded)
-            self._calls[shape] = (known[0], True)
-        return hidden, self._calls[shape][0]
+            return hidden, self._keep(shape, recorded, checked=False)
+        if not known[1]:
+            self._check(known[0], recorded)
+        return hidden, self._keep(shape, known[0], checked=True)
 
     def calls(self, tokens: np.ndarray[Any, Any]) -> list[LayerCall]:
-        """Each layer's call for a batch of this shape."""
+        """Each layer's call for a batch of this shape.
+
+        Args:
+            tokens: int64 [rows, width] token ids.
+
+        Raises:
+            UnsupportedError: the model calls its layers with values that depend on the tokens.
+        """
         shape = (tokens.shape[0], tokens.shape[1])
-        if shape not in self._calls:
-            self.embed(tokens)
-        return self._calls[shape][0]
+        known = self._calls.get(shape)
+        if known is not None:
+            return self._keep(shape, *known)
+        # Any tokens give these calls, and those of one id read one row of the embedding matrix.
+        recorded, _ = self._record(np.zeros_like(tokens))
+        if not self._checked:
+            self._check(recorded, self._record(tokens)[0])
+        return self._keep(shape, recorded, checked=True)
+
+    def _check(self, known: list[LayerCall], recorded: list[LayerCall]) -> None:
+        _check_same(self._architecture.name, known, recorded)
+        self._checked = True
+
+    def _keep(
+        self, shape: tuple[int, int], calls: list[LayerCall], checked: bool
+    ) -> list[LayerCall]:
+        self._calls[shape] = (calls, checked)
+        self._calls.move_to_end(shape)
+        while len(self._calls) > KEPT_SHAPES:
+            self._calls.popitem(last=False)
+        return calls
 
     def _record(self, tokens: np.ndarray[Any, Any]) -> tuple[list[LayerCall], torch.Tensor]:
         ids, rows = np.unique(tokens, return_inverse=True)

@@ -40,7 +40,8 @@ EXPERTS_IMPLEMENTATION = "reap_stream"
 _RUNNER = "_reap_stream_runner"
 # What transformers raises for a config it cannot read.
 _CONFIG_ERRORS = (
-    ValueError, KeyError, TypeError, AttributeError, OSError, StrictDataclassError
+    ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
+    RecursionError, OSError, StrictDataclassError,
 )  # fmt: skip
 ExpertsCall = Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -68,7 +69,7 @@ def load_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: b
             or transformers does not know the model type.
     """
     model_type = raw.get("model_type")
-    known = model_type in CONFIG_MAPPING
+    known = isinstance(model_type, str) and model_type in CONFIG_MAPPING
     if not known and "auto_map" in raw and not trust_remote_code:
         message = (
             f"{directory / 'config.json'}: model type {model_type!r} is not part of the installed "

@@ -18,7 +18,7 @@ import numpy as np
 from reap_stream.checkpoint.atomic import write_atomically
 from reap_stream.checkpoint.files import open_regular, pread_exact
 from reap_stream.checkpoint.header import Header, read_header, render_header
-from reap_stream.errors import CalibrationError, CheckpointError
+from reap_stream.errors import CalibrationError, CheckpointError, UsageError
 from reap_stream.scoring.saliency import STATISTICS, LayerStats, Scores
 
 if TYPE_CHECKING:
@@ -61,6 +61,22 @@ def save_scores(path: Path, scores: Scores) -> None:
         entries.append((name, _TAGS[array.dtype], array.shape, begin, end))
     data = (array.astype(array.dtype.newbyteorder("<")).tobytes() for array in arrays.values())
     write_atomically(path, itertools.chain([render_header(entries, metadata)], data), end)
+
+
+def check_scores_file(path: Path) -> None:
+    """Refuse to write scores over anything that is not scores.
+
+    Raises:
+        UsageError: something else is there, such as a directory or a model's weights.
+    """
+    if not path.exists():
+        return
+    try:
+        load_scores(path)
+    except (CalibrationError, CheckpointError, OSError) as error:
+        raise UsageError(
+            f"{path}: is there and holds no scores ({error}); choose another --output"
+        ) from error
 
 
 def load_scores(path: Path) -> Scores:
