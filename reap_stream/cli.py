@@ -39,10 +39,17 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"reap-stream: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
         return error.exit_code
     except KeyboardInterrupt:
-        hint = " The same command with --resume goes on." if hasattr(arguments, "resume") else ""
+        hint = " The same command with --resume goes on." if _has_job(arguments) else ""
         print(f"\nreap-stream: interrupted.{hint}", file=sys.stderr)  # noqa: T201 - as above
         return InterruptedRunError.exit_code
     return 0
+
+
+def _has_job(arguments: argparse.Namespace) -> bool:
+    """Whether there is something for `--resume` to go on with."""
+    from reap_stream.checkpoint.job import stored_settings
+
+    return hasattr(arguments, "resume") and stored_settings(arguments.output) is not None
 
 
 def _let_threads_sleep() -> None:

@@ -20,7 +20,7 @@ from reap_stream.pipeline import prune as run_prune
 from reap_stream.planning import plan_pruning
 from reap_stream.records import Summary
 from reap_stream.scoring.saliency import merge_scores
-from reap_stream.scoring.scores_file import load_scores, save_scores
+from reap_stream.scoring.scores_file import check_scores_file, load_scores, save_scores
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
 from reap_stream.tables import inspection_text, plan_text
 from reap_stream.verification import VerificationReport
@@ -115,6 +115,7 @@ def merge(arguments: argparse.Namespace) -> None:
     if arguments.output.exists() and not arguments.overwrite:
         message = f"{arguments.output}: exists already; --overwrite to replace it"
         raise UsageError(message)
+    check_scores_file(arguments.output)
     merged = merge_scores([load_scores(path) for path in arguments.scores])
     save_scores(arguments.output, merged)
     _say(f"{arguments.output}: {len(merged.layers)} layers, sources {', '.join(merged.sources)}")
