@@ -143,13 +143,16 @@ class ForwardPass:
         with self._streamed.pruned_layer(index, full, reduced, kept) as layer:
             yield layer
 
-    def advance(self, index: int, layer: StreamedLayer, *, store: bool = True) -> None:
+    def advance(
+        self, index: int, layer: StreamedLayer, *, store: bool = True, counted: bool = True
+    ) -> None:
         """Runs a layer on all tokens.
 
         Args:
             index: which layer.
             layer: the layer.
             store: replace the hidden states by the layer's outputs; False: look on only.
+            counted: these tokens are what the progress bar counts for this layer.
 
         Raises:
             ReapStreamError: the layer has routed experts but did not call them.
@@ -162,7 +165,8 @@ class ForwardPass:
             output = layer.run(hidden, call, tokens.info)
             if store:
                 self.states.store(tokens.batch.start, unpad(output, tokens.batch))
-            self._progress.tokens(tokens.batch.stop - tokens.batch.start)
+            if counted:
+                self._progress.tokens(tokens.batch.stop - tokens.batch.start)
         if layer.runner is not None and layer.runner.calls == 0:
             message = f"layer {index} has routed experts but did not run them through our call"
             raise ReapStreamError(message)

@@ -140,7 +140,10 @@ class LayerPass:
             onward = index + 1 < self.num_layers
             prune_first = is_moe and self._reduced is not None
             if not (done and prune_first):
-                self._forward.advance(index, layer, store=onward and not prune_first)
+                runs_again = prune_first and onward
+                self._forward.advance(
+                    index, layer, store=onward and not prune_first, counted=not runs_again
+                )
             if not done:
                 started = time.monotonic()
                 self._finish(index, layer, accumulator)

@@ -54,6 +54,7 @@ class Preparation:
             "device": self.device.type,
             "compute_dtype": str(self.dtype).removeprefix("torch."),
             "batch_tokens": self.memory.batch_tokens,
+            "grouped_products": self.memory.grouped,
             "source": self.model.checkpoint.fingerprint,
             "calibration_sha256": self.corpus.sha256,
         }
