@@ -82,6 +82,8 @@ def count_steps(arguments: Sequence[str], log: Path) -> int:
 
 def _child(arguments: list[str], log: str, stop_at: int | None, number: int) -> None:
     torch.set_num_threads(1)
+    # Ignored where the tests run in the background of a script, and inherited from there.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     seen = [0] if stop_at is None else _arm(stop_at, number)
     with (
         Path(log).open("w", encoding="utf-8") as stream,

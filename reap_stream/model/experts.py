@@ -217,7 +217,9 @@ class RoutedExperts:
         )
         hidden = apply_gate(module, hidden) if module.has_gate else module.act_fn(hidden)
         hidden = self._project(hidden, parameters, "down_proj", linear)
-        return module.post_expert_norm(hidden) if module.has_post_expert_norm else hidden
+        # transformers has no such flag before 5.20 or so: no family has the norm there.
+        normed = getattr(module, "has_post_expert_norm", False)
+        return module.post_expert_norm(hidden) if normed else hidden
 
     def _project(
         self, rows: torch.Tensor, parameters: dict[str, torch.Tensor], leaf: str, linear: Linear
