@@ -217,7 +217,7 @@ class RoutedExperts:
         )
         hidden = apply_gate(module, hidden) if module.has_gate else module.act_fn(hidden)
         hidden = self._project(hidden, parameters, "down_proj", linear)
-        # transformers has no such flag before 5.20 or so: no family has the norm there.
+        # Older releases of transformers lack the flag: no family has the norm there.
         normed = getattr(module, "has_post_expert_norm", False)
         return module.post_expert_norm(hidden) if normed else hidden
 
