@@ -15,6 +15,7 @@ from reap_stream.demo import introduction, run_demo
 from reap_stream.demo_checkpoint import DemoModel
 from reap_stream.errors import UsageError
 from reap_stream.inspection import inspect_model
+from reap_stream.memory import gib, peak_resident_nbytes
 from reap_stream.pipeline import observe as run_observe
 from reap_stream.pipeline import prune as run_prune
 from reap_stream.planning import plan_pruning
@@ -130,7 +131,8 @@ def verify(arguments: argparse.Namespace) -> None:
     _say(
         f"{arguments.directory}: {report.tensors} tensors, {report.nbytes} bytes identical to "
         f"{arguments.source}; {report.keep} experts in each of {_layers(report)}; "
-        f"{time.monotonic() - started:.1f} s"
+        f"{time.monotonic() - started:.1f} s · peak memory {gib(peak_resident_nbytes())} · "
+        f"read {2 * report.nbytes / 1e9:.2f} GB"
     )
 
 

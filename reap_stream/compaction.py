@@ -11,6 +11,7 @@ from reap_stream.errors import UsageError
 from reap_stream.finishing import check_job, clean_up, findings, open_job, publish_outputs
 from reap_stream.model.opened import OpenedModel, open_model
 from reap_stream.outputs import PrunedOutputs
+from reap_stream.progress import byte_bar
 from reap_stream.pruning import check_config, plan_variants, read_targets
 from reap_stream.records import Summary, source_record, summarize, versions
 from reap_stream.scoring.saliency import Scores
@@ -59,10 +60,13 @@ def compact(
             return clean_up(job, started)
         outputs = PrunedOutputs(model, variants, job, scores.sources, choice)
         stack.enter_context(outputs.committer)
-        for index in model.architecture.moe_layers:
-            if not outputs.is_done(index):
-                outputs.finish(index, scores.layers[index], lambda _: None)
-        outputs.finish_rest()
+        with byte_bar(sum(variant.plan.total_size for variant in variants)) as bar:
+            for index in model.architecture.moe_layers:
+                if not outputs.is_done(index):
+                    outputs.finish(index, scores.layers[index], lambda _: None)
+                bar.update(outputs.written_nbytes - bar.n)
+            outputs.finish_rest()
+            bar.update(outputs.written_nbytes - bar.n)
         details = {
             "format_version": 1,
             "versions": versions(),

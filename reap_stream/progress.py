@@ -17,6 +17,11 @@ def is_shown() -> bool:
     return sys.stderr.isatty()
 
 
+def byte_bar(nbytes: int) -> Any:
+    """A bar over bytes, with bytes/s and time left; silent unless standard error is a terminal."""
+    return tqdm(total=nbytes, unit="B", unit_scale=True, dynamic_ncols=True, disable=not is_shown())
+
+
 class Progress:
     """One bar over all tokens of all layers; silent unless standard error is a terminal.
 

@@ -7,14 +7,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from tqdm import tqdm
-
 from reap_stream.checkpoint.configedit import mtp_layer_count
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.source import CONFIG_NAME, open_checkpoint
 from reap_stream.errors import CheckpointError, UsageError, VerificationError
 from reap_stream.model.opened import OpenedModel, open_model
-from reap_stream.progress import is_shown
+from reap_stream.progress import byte_bar
 from reap_stream.pruning import source_facts
 from reap_stream.verification import VerificationReport, verify
 
@@ -41,9 +39,7 @@ def verify_directory(
         raise VerificationError(message) from error
     dropped = _is_dropped(model, written.tensors, written.config)
     facts = source_facts(model, "drop" if dropped else "match")
-    with tqdm(
-        total=model.checkpoint.nbytes, unit="B", unit_scale=True, disable=not is_shown()
-    ) as bar:
+    with byte_bar(model.checkpoint.nbytes) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
