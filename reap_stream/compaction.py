@@ -16,6 +16,7 @@ from reap_stream.pruning import check_config, plan_variants, read_targets
 from reap_stream.records import Summary, source_record, summarize, versions
 from reap_stream.scoring.saliency import Scores
 from reap_stream.scoring.scores_file import load_scores
+from reap_stream.serving import serving_record
 from reap_stream.settings import ChoiceSettings, OutputSettings
 
 
@@ -74,6 +75,7 @@ def compact(
             "source": source_record(model),
             "calibration": {"sources": list(scores.sources), **scores.metadata},
             **findings(outputs),
+            "serving": serving_record(model, variants, outputs.choices),
         }
         summary = summarize(
             seconds=time.monotonic() - started,

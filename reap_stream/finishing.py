@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
+from reap_stream.auditing import audit
 from reap_stream.card import render_card
 from reap_stream.checkpoint.job import (
     Job,
@@ -15,6 +16,7 @@ from reap_stream.checkpoint.job import (
     stored_settings,
 )
 from reap_stream.checkpoint.publish import publish
+from reap_stream.errors import OutputError
 from reap_stream.model.opened import OpenedModel
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.pruning import RUN_FILE, SCORES_FILE, Kept, Variant
@@ -84,10 +86,28 @@ def publish_outputs(
 
     outputs.write_documents(documents, output.mtp)
     outputs.committer.drain()
+    _check_written(model, outputs)
     # A resumed job replaces what it was begun to replace.
     begun = stored_settings(output.output) or {}
     publish(job, overwrite=output.overwrite or bool(begun.get("overwrite")))
     job.discard()
+
+
+def _check_written(model: OpenedModel, outputs: PrunedOutputs) -> None:
+    """Audits every checkpoint as an engine would read it, while nothing is in its place yet.
+
+    Raises:
+        OutputError: one of them has faults that its source has not.
+    """
+    for directory in outputs.directories:
+        faults = audit(directory, model)
+        if faults:
+            lines = "".join(f"\n  {fault}" for fault in faults)
+            message = (
+                f"{directory}: what was written does not pass the audit and is not published; "
+                f"this is a fault of the writer or the disk: report it, keep the files{lines}"
+            )
+            raise OutputError(message)
 
 
 def _score_metadata(summary: Summary) -> dict[str, str]:

@@ -98,6 +98,16 @@ class PrunedOutputs:
         """The kept experts of a finished layer in the first variant."""
         return self._kept[0][index]
 
+    @property
+    def choices(self) -> list[Kept]:
+        """The kept experts of every finished layer, for each variant."""
+        return self._kept
+
+    @property
+    def directories(self) -> list[Path]:
+        """Where each variant is being written."""
+        return [writer.directory for writer in self._writers]
+
     def drain(self) -> None:
         """Waits until finished layers are on the disk."""
         self.committer.drain()

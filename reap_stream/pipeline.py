@@ -35,6 +35,7 @@ from reap_stream.records import (
     summarize,
 )
 from reap_stream.scoring.scores_file import check_scores_file, save_scores
+from reap_stream.serving import serving_record
 from reap_stream.settings import OutputSettings, RunSettings
 
 
@@ -76,6 +77,7 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         details = {
             **run_details(ready, settings),
             **findings(outputs),
+            "serving": serving_record(ready.model, variants, outputs.choices),
             "stages": asdict(forward.times),
         }
         summary = summarize(

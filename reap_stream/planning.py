@@ -28,9 +28,9 @@ from reap_stream.model.opened import OpenedModel
 from reap_stream.preparation import choose_device, choose_dtype, memory_for
 from reap_stream.pruning import Variant, check_config, plan_variants, read_targets
 from reap_stream.scoring.selection import Target, kept_count
+from reap_stream.serving import engine_warnings
 from reap_stream.settings import OutputSettings, RunSettings
 
-_EXPERT_PARALLEL = (2, 4, 8)
 # Between two measurements the process itself may grow by a little.
 _SLACK_NBYTES = 64 * 2**20
 
@@ -157,7 +157,14 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
         facts=model_facts(described),
         variants=tuple(
             _variant_plan(
-                model, variant, memory, [*_target_warnings(model, variant.target, output), *common]
+                model,
+                variant,
+                memory,
+                [
+                    *_target_warnings(model, variant.target, output),
+                    *engine_warnings(model, variant),
+                    *common,
+                ],
             )
             for variant in variants
         ),
@@ -233,13 +240,6 @@ def _target_warnings(model: OpenedModel, target: Target, output: OutputSettings)
                 f"sparsity {target.sparsity:g} would keep {exact} experts: rounded up to {keep}, "
                 f"a multiple of the router's {groups} groups"
             )
-    uneven = [count for count in _EXPERT_PARALLEL if keep % count]
-    if uneven:
-        ways = ", ".join(map(str, uneven))
-        yield (
-            f"{keep} experts do not divide by {ways}: engines that spread experts evenly cannot "
-            "use that many devices for expert parallelism"
-        )
 
 
 def _common_warnings(model: OpenedModel, calibration: PassPlan) -> Iterator[str]:

@@ -56,6 +56,14 @@ class Summary:
                 f"{count} experts in {len(unreached)} layers were reached by no calibration token "
                 "and score 0: they go first (listed in reap/run.json)"
             )
+        for keep, serving in self.details.get("serving", {}).items():
+            notes.extend(serving["warnings"])
+            changed = serving["activation_scale_changes"]
+            if changed:
+                notes.append(
+                    f"keep {keep}: the largest static activation scale went with its expert in "
+                    f"{len(changed)} places (listed in reap/run.json)"
+                )
         lost = sum(self.details.get("non_finite_outputs", {}).values())
         if lost:
             notes.append(f"{lost} expert outputs were not finite and were left out of the scores")

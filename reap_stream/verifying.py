@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from reap_stream.auditing import audit
 from reap_stream.checkpoint.configedit import mtp_layer_count
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.source import CONFIG_NAME, open_checkpoint
@@ -46,6 +47,11 @@ def verify_directory(
             bar.update(done - bar.n)
 
         report = verify(directory, source, facts, advance)
+    faults = audit(directory, model)
+    if faults:
+        lines = "".join(f"\n  {fault}" for fault in faults)
+        message = f"{directory}: holds the source's bytes, but no engine could use it{lines}"
+        raise VerificationError(message)
     return replace(report, mtp_layers=0 if dropped else len(model.mtp_kept_layers()))
 
 

@@ -2,51 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
-COMMON: dict[str, Any] = {
-    "vocab_size": 96,
-    "hidden_size": 32,
-    "intermediate_size": 48,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "head_dim": 8,
-    "max_position_embeddings": 128,
-    "tie_word_embeddings": False,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
-MLA: dict[str, Any] = {
-    "q_lora_rank": 16,
-    "kv_lora_rank": 16,
-    "qk_nope_head_dim": 8,
-    "qk_rope_head_dim": 8,
-    "v_head_dim": 8,
-    "num_key_value_heads": 4,
-    "head_dim": 8,
-}
+from tests import families_engine, families_multimodal
+from tests.family import COMMON, MLA, NUM_EXPERTS, Family
 
-
-@dataclass(frozen=True)
-class Family:
-    """A model type and the config values that make a tiny MoE of it."""
-
-    model_type: str
-    values: dict[str, Any] = field(default_factory=dict)
-    config_type: str | None = None
-
-    @property
-    def id(self) -> str:
-        return self.config_type or self.model_type
-
-    @property
-    def count_key(self) -> str:
-        """The config value that holds the number of experts."""
-        keys = ("n_routed_experts", "num_experts", "num_local_experts", "moe_num_experts")
-        return next(key for key in keys if key in self.values)
+__all__ = ["BY_ID", "COMMON", "FAMILIES", "MLA", "NUM_EXPERTS", "Family"]
 
 
 def _deepseek(**values: Any) -> dict[str, Any]:
@@ -60,8 +21,6 @@ def _deepseek(**values: Any) -> dict[str, Any]:
         **values,
     }
 
-
-NUM_EXPERTS = 8
 
 FAMILIES = [
     Family("glm4_moe", {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "first_k_dense_replace": 1, "n_shared_experts": 1, "n_group": 1, "topk_group": 1}),
@@ -84,6 +43,8 @@ FAMILIES = [
     Family("jamba", {"num_experts": 8, "num_experts_per_tok": 2, "num_hidden_layers": 4, "attn_layer_period": 2, "attn_layer_offset": 1, "expert_layer_period": 2, "expert_layer_offset": 1, "use_mamba_kernels": False, "mamba_d_state": 4, "mamba_dt_rank": 4}),
     Family("nemotron_h", {"n_routed_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "moe_shared_expert_intermediate_size": 24, "n_shared_experts": 1, "layers_block_type": ["mamba", "moe", "attention", "moe"], "mamba_num_heads": 4, "mamba_head_dim": 16, "ssm_state_size": 8, "n_groups": 2, "n_group": 1, "topk_group": 1, "chunk_size": 8, "use_mamba_kernels": False}),
     Family("lfm2_moe", {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 16, "num_dense_layers": 1, "layer_types": ["conv", "full_attention", "conv"]}),
+    *families_engine.FAMILIES,
+    *families_multimodal.FAMILIES,
 ]  # fmt: skip
 
 BY_ID = {family.id: family for family in FAMILIES}

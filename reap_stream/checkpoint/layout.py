@@ -15,16 +15,18 @@ from __future__ import annotations
 import itertools
 import math
 from collections import defaultdict
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Final
 
+from reap_stream.checkpoint.dtypes import tensor_nbytes
 from reap_stream.checkpoint.header import render_header
 from reap_stream.checkpoint.refs import WHOLE
 from reap_stream.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
+    from reap_stream.checkpoint.recipes import Recipe
     from reap_stream.checkpoint.refs import Role, TensorRef
 
 MAX_SHARD_NBYTES: Final = 5 * 10**9
@@ -44,10 +46,12 @@ class OutputTensor:
         nbytes: length in bytes after pruning.
         shard: number of its shard in `OutputPlan.shards`.
         offset: first byte, counted from the start of its shard's file.
-        origin: the source tensor it comes from; for a tensor of one expert, expert 0's counterpart.
+        origin: the source tensor it comes from; for a tensor of one expert, expert 0's counterpart;
+            for a computed one, the source tensor in whose place it lies.
         layer: layer whose kept experts decide the bytes; None for a tensor copied whole.
         slot: new number of the expert; None for all other tensors.
         dim: dimension along which the experts lie; None for all other tensors.
+        recipe: computes the bytes; None where they are the source's (see `pieces`).
     """
 
     name: str
@@ -60,6 +64,7 @@ class OutputTensor:
     layer: int | None = None
     slot: int | None = None
     dim: int | None = None
+    recipe: Recipe | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,8 +120,8 @@ def plan_layout(
 
     Raises:
         UsageError: `keep` is not in 1..num_experts, or the shard limit is not positive.
-        UnsupportedError: the experts of a layer are incomplete or not alike, or a dimension said to
-            hold the experts does not.
+        UnsupportedError: the experts of a layer are incomplete or not alike, a dimension said to
+            hold the experts does not, or a computed tensor has the name of another.
     """
     if not 1 <= keep <= num_experts:
         raise UsageError(f"cannot keep {keep} of {num_experts} experts: give 1 to {num_experts}")
@@ -127,11 +132,14 @@ def plan_layout(
         raise UnsupportedError("the checkpoint holds no tensor to write")
     origins = _check_experts(remaining, roles, num_experts)
     remaining.sort(key=lambda ref: (str(ref.file), ref.offset, ref.name))
-    unplaced = [
-        out
-        for ref in remaining
-        if (out := _pruned(ref, roles.get(ref.name, WHOLE), origins, (num_experts, keep)))
-    ]
+    unplaced: list[OutputTensor] = []
+    for ref in remaining:
+        role = roles.get(ref.name, WHOLE)
+        if role.recipe is not None:
+            unplaced += _computed(ref, role, role.recipe, keep)
+        elif out := _pruned(ref, role, origins, (num_experts, keep)):
+            unplaced.append(out)
+    _check_names(unplaced)
     return _place(unplaced, num_experts, keep, max_shard_nbytes)
 
 
@@ -219,6 +227,29 @@ def _pruned(
         nbytes = math.prod(ref.shape[: role.dim]) * keep * row
         return replace(whole, shape=shape, nbytes=nbytes, layer=role.layer, dim=role.dim)
     return whole
+
+
+def _computed(ref: TensorRef, role: Role, recipe: Recipe, keep: int) -> Iterator[OutputTensor]:
+    """What a recipe puts in the place of a source tensor: nothing, if its place is another's."""
+    if ref.name != recipe.place:
+        return
+    for name, dtype, shape in recipe.results(keep):
+        nbytes = tensor_nbytes(dtype, shape)
+        yield OutputTensor(
+            name, dtype, shape, nbytes, 0, 0, ref.name, layer=role.layer, recipe=recipe
+        )
+
+
+def _check_names(outs: Iterable[OutputTensor]) -> None:
+    """Computed tensors bring names of their own, which the source may have given to others."""
+    seen: dict[str, OutputTensor] = {}
+    for out in outs:
+        other = seen.setdefault(out.name, out)
+        if other is not out:
+            raise UnsupportedError(
+                f"{out.name!r} would be made of both {other.origin!r} and {out.origin!r}: the "
+                "source has a tensor of a name that the output needs for another"
+            )
 
 
 def _row_nbytes(ref: TensorRef, dim: int, num_experts: int) -> int:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from reap_stream.checkpoint.recipes import Recipe
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,18 +44,23 @@ class Role:
       in the name split at dots, of the number that names the expert, so the output's name
       follows from the new number.
 
+    Whichever it is, its bytes are copied unless it has a recipe: then the recipe computes what
+    takes its place.
+
     Attributes:
         layer: index of the decoder layer the experts belong to; next-token-prediction layers
             carry on the count, as checkpoints number them.
         dim: dimension along which the experts lie.
         expert: number of the expert.
         component: which part of the dotted name is the expert's number.
+        recipe: computes output tensors from this one (and others) instead of copying its bytes.
     """
 
     layer: int | None = None
     dim: int | None = None
     expert: int | None = None
     component: int | None = None
+    recipe: Recipe | None = field(default=None, compare=False)
 
 
 WHOLE = Role()

@@ -30,12 +30,14 @@ class OpenedModel:
         architecture: the model.
         keys: transformers' mapping of the checkpoint's keys.
         tensor_map: the checkpoint seen from the model.
+        trust_remote_code: the checkpoint's own code may build the model.
     """
 
     checkpoint: Checkpoint
     architecture: Architecture
     keys: KeyMap
     tensor_map: TensorMap
+    trust_remote_code: bool = False
 
     def mtp_kept_layers(self) -> tuple[int, ...]:
         """Next-token-prediction layers that hold routed experts."""
@@ -61,7 +63,7 @@ def open_model(
     weights = group_weights(checkpoint.tensors, known_formats(checkpoint.config))
     tensor_map = map_tensors(architecture, keys, checkpoint.tensors, weights)
     check_mtp_count(directory, checkpoint.config, tensor_map)
-    return OpenedModel(checkpoint, architecture, keys, tensor_map)
+    return OpenedModel(checkpoint, architecture, keys, tensor_map, trust_remote_code)
 
 
 def check_mtp_count(directory: Path, config: Mapping[str, Any], tensor_map: TensorMap) -> None:
