@@ -117,6 +117,73 @@ def decode(block: tuple[int, int], label: str, repeats: int) -> Iterator[Result]
     )
 
 
+def decode_packed(code: str, group: int, label: str, repeats: int) -> Iterator[Result]:
+    """4-bit and 8-bit codes with a scale a group to bf16, against a memory copy."""
+    rng = np.random.default_rng(0)
+    row_nbytes = COLS if code == "u8" else COLS // 2
+    codes = rng.integers(0, 256, (ROWS, row_nbytes), dtype=np.uint8)
+    byte_scales = code == "e2m1"
+    scale = rng.integers(
+        100, 140, (ROWS, COLS // group), dtype=np.uint8 if byte_scales else np.uint16
+    )
+    table = np.exp2(np.arange(256) - 160.0).astype(np.float32) if byte_scales else None
+    out = np.empty((ROWS, COLS), np.uint16)
+    shape = (ROWS, COLS, group, row_nbytes)
+
+    def ours() -> None:
+        tag = "u8" if byte_scales else "bf16"
+        _native.packed_decode(codes, code, scale, tag, table, None, out, *shape, "bf16")
+
+    moved = codes.nbytes + scale.nbytes + out.nbytes
+    src, dst = np.ones(moved // 2, np.uint8), np.ones(moved // 2, np.uint8)
+    yield compare(
+        f"decode {label} / memory copy",
+        ours,
+        lambda: np.copyto(dst, src),
+        (moved, moved),
+        0.3,
+        3 * repeats,
+    )
+
+
+def decode_groups(repeats: int) -> Iterator[Result]:
+    """MXFP8, a scale for each 32 columns, against a memory copy."""
+    codes = np.random.default_rng(0).integers(0, 256, (ROWS, COLS), dtype=np.uint8)
+    scale = np.ones((ROWS, COLS // 32), np.float32)
+    out = np.empty((ROWS, COLS), np.uint16)
+    moved = codes.nbytes + scale.nbytes + out.nbytes
+    src, dst = np.ones(moved // 2, np.uint8), np.ones(moved // 2, np.uint8)
+    yield compare(
+        "decode MXFP8 / memory copy",
+        lambda: _native.fp8_decode(codes, scale, out, ROWS, COLS, 1, 32, "bf16"),
+        lambda: np.copyto(dst, src),
+        (moved, moved),
+        0.3,
+        3 * repeats,
+    )
+
+
+def decode_rearranged(layout: str, bits: int, group: int, repeats: int) -> Iterator[Result]:
+    """GPTQ, AWQ and INT8 to bf16, against a memory copy."""
+    rng = np.random.default_rng(0)
+    groups = COLS // group
+    codes = rng.integers(0, 256, ROWS * COLS * bits // 8, dtype=np.uint8)
+    scale = np.full(groups * ROWS, 0x2000, np.uint16)  # a small number of float16
+    zero = rng.integers(0, 256, groups * ROWS * bits // 8, dtype=np.uint8)
+    out = np.empty((ROWS, COLS), np.uint16)
+    tensors = (codes, layout, bits, scale, "f16", None if layout == "int8" else zero, 0, None)
+    moved = codes.nbytes + scale.nbytes + zero.nbytes + out.nbytes
+    src, dst = np.ones(moved // 2, np.uint8), np.ones(moved // 2, np.uint8)
+    yield compare(
+        f"decode {layout}, {bits} bits, groups of {group} / memory copy",
+        lambda: _native.rearranged_decode(*tensors, out, ROWS, COLS, group, "bf16"),
+        lambda: np.copyto(dst, src),
+        (moved, moved),
+        0.3,
+        3 * repeats,
+    )
+
+
 def encode(repeats: int) -> Iterator[Result]:
     """bf16 to FP8 with 128x128 blocks, and the blocks' largest values, against torch."""
     values = torch.randn(ROWS, COLS).to(torch.bfloat16)
@@ -215,6 +282,16 @@ def main() -> None:
         results = [
             *decode((1, COLS), "channel scales", repeats),
             *decode((BLOCK, BLOCK), "128x128 scales", repeats),
+            *decode_packed("e2m1", 32, "MXFP4", repeats),
+            *decode_packed("e2m1", 16, "NVFP4", repeats),
+            *decode_packed("u4", 32, "INT4, groups of 32", repeats),
+            *decode_packed("u4", 128, "INT4, groups of 128", repeats),
+            *decode_packed("u8", COLS, "INT8 by channel", repeats),
+            *decode_groups(repeats),
+            *decode_rearranged("gptq", 4, 128, repeats),
+            *decode_rearranged("gptq", 8, 128, repeats),
+            *decode_rearranged("awq", 4, 128, repeats),
+            *decode_rearranged("int8", 8, COLS, repeats),
             *encode(repeats),
             *saliency(NUM_ROUTED, "bf16", 5, repeats),
             *saliency(NUM_ROUTED, "f32", 1, repeats),

@@ -63,6 +63,8 @@ PYBIND11_MODULE(_native, module) {
     module.def("available_isas", reap_stream::isa_names);
     module.def("active_isa", [] { return reap_stream::isa_name(reap_stream::active_isa()); });
     reap_stream::bind_fp8(module);
+    reap_stream::bind_packed(module);
+    reap_stream::bind_rearranged(module);
     reap_stream::bind_experts(module);
     reap_stream::bind_storage(module);
 }

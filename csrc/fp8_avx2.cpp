@@ -3,6 +3,8 @@
 
 #ifdef REAP_STREAM_X86
 
+#    include "bf16_simd.hpp"
+
 #    include <algorithm>
 #    include <immintrin.h>
 
@@ -34,25 +36,16 @@ REAP_STREAM_AVX2 inline __m256 scaled_values(__m128i codes, __m256 scale) {
     return _mm256_mul_ps(_mm256_mul_ps(_mm256_cvtph_ps(f16), _mm256_set1_ps(256.0F)), scale);
 }
 
-// bf16 in the low half of each 32-bit lane.
-REAP_STREAM_AVX2 inline __m256i rounded_to_bf16(__m256 values) {
-    const __m256i bits = _mm256_castps_si256(values);
-    const __m256i odd = _mm256_and_si256(_mm256_srli_epi32(bits, 16), _mm256_set1_epi32(1));
-    const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
-    const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
-    const __m256i is_nan = _mm256_castps_si256(_mm256_cmp_ps(values, values, _CMP_UNORD_Q));
-    return _mm256_blendv_epi8(rounded, _mm256_set1_epi32(kBf16NaN), is_nan);
-}
-
 REAP_STREAM_AVX2 void
 decode_bf16(const std::uint8_t *codes, std::size_t n, float scale, std::uint8_t *out) {
     const __m256 scales = _mm256_set1_ps(scale);
     std::size_t i = 0;
     for (; i + 16 <= n; i += 16) {
         const __m128i sixteen = load16(codes + i);
-        const __m256i low = rounded_to_bf16(scaled_values(sixteen, scales));
-        const __m256i high = rounded_to_bf16(scaled_values(_mm_srli_si128(sixteen, 8), scales));
-        const __m256i packed = _mm256_packus_epi32(low, high);
+        const __m256 low = scaled_values(sixteen, scales);
+        const __m256 high = scaled_values(_mm_srli_si128(sixteen, 8), scales);
+        const __m256i packed
+            = _mm256_packus_epi32(avx2::rounded_to_bf16(low), avx2::rounded_to_bf16(high));
         store32(out + 2 * i, _mm256_permute4x64_epi64(packed, 0xD8));
     }
     kFp8Scalar.decode_bf16(codes + i, n - i, scale, out + 2 * i);

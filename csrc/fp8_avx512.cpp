@@ -5,6 +5,8 @@
 
 #ifdef REAP_STREAM_X86
 
+#    include "bf16_simd.hpp"
+
 #    include <algorithm>
 #    include <immintrin.h>
 
@@ -36,15 +38,6 @@ REAP_STREAM_AVX512 inline __m512 scaled_values(__m256i f16, __m512 scale) {
     return _mm512_mul_ps(_mm512_mul_ps(_mm512_cvtph_ps(f16), _mm512_set1_ps(256.0F)), scale);
 }
 
-// bf16 in the high half of each 32-bit lane. (vcvtneps2bf16 would flush subnormal numbers to zero.)
-REAP_STREAM_AVX512 inline __m512i rounded_to_bf16(__m512 values) {
-    const __m512i bits = _mm512_castps_si512(values);
-    const __m512i odd = _mm512_and_si512(_mm512_srli_epi32(bits, 16), _mm512_set1_epi32(1));
-    const __m512i half = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7FFF));
-    const __mmask16 is_nan = _mm512_cmp_ps_mask(values, values, _CMP_UNORD_Q);
-    return _mm512_mask_blend_epi32(is_nan, _mm512_add_epi32(bits, half), _mm512_set1_epi32(-1));
-}
-
 REAP_STREAM_AVX512 inline __m512i high_halves_order() {
     alignas(64) std::uint16_t order[32];
     for (unsigned i = 0; i < 32; ++i) {
@@ -55,9 +48,10 @@ REAP_STREAM_AVX512 inline __m512i high_halves_order() {
 
 REAP_STREAM_AVX512 inline __m512i to_bf16(__m256i codes, __m512 scales, __m512i high_halves) {
     const __m512i f16 = as_f16(codes);
-    const __m512i low = rounded_to_bf16(scaled_values(_mm512_castsi512_si256(f16), scales));
-    const __m512i high = rounded_to_bf16(scaled_values(_mm512_extracti64x4_epi64(f16, 1), scales));
-    return _mm512_permutex2var_epi16(low, high_halves, high);
+    const __m512 low = scaled_values(_mm512_castsi512_si256(f16), scales);
+    const __m512 high = scaled_values(_mm512_extracti64x4_epi64(f16, 1), scales);
+    return _mm512_permutex2var_epi16(
+        avx512::rounded_to_bf16(low), high_halves, avx512::rounded_to_bf16(high));
 }
 
 REAP_STREAM_AVX512 void

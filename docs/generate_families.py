@@ -1,4 +1,4 @@
-"""Writes docs/families.md, the table of model families that the tests prune, from the tests.
+"""Writes docs/families.md, what the tests prune and what is refused, from the tests.
 
 python docs/generate_families.py > docs/families.md
 """
@@ -10,28 +10,57 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+from transformers.models.auto import modeling_auto
 
 from tests.families import FAMILIES
+from tests.family import Family
+from tests.refused_families import REFUSED
 
+_MAPPINGS = {
+    "AutoModelForCausalLM": "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES",
+    "AutoModelForImageTextToText": "MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES",
+    "AutoModelForMultimodalLM": "MODEL_FOR_MULTIMODAL_LM_MAPPING_NAMES",
+    "AutoModelForSeq2SeqLM": "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+}
 _HEAD = """# Model families
 
-A family needs no code of its own: layers, experts and routers are found in transformers' model
-class. The tests build a tiny random checkpoint of each family below, prune it, and load the result
-with transformers. Others are tried in the same way and refused with the reason where it fails.
-`reap-stream inspect MODEL` says, from config.json alone, which it is.
+Nearly no family needs code of its own: layers, experts and routers are found in transformers' model
+class. The tests know every model type of transformers that builds a language model with experts.
+They build a tiny random checkpoint of each family below, run it streamed and whole, prune it, and
+load the result with transformers; of a vision-language or omni model the text decoder is pruned.
+`reap-stream inspect MODEL` says, from config.json alone, what it makes of a model.
 
-This table is made by `docs/generate_families.py` from `tests/families.py`.
+A type that takes any language model (`llava`, `internvl` and their like) is what its text part is.
+
+This page is made by `docs/generate_families.py` from the lists of the tests.
+
+## Pruned: {count}
 
 | `model_type` in config.json | class in transformers |
+|---|---|
+"""
+_REFUSED = """
+## Refused
+
+Such a model is refused before any work, with a message that says what was found.
+
+| `model_type` in config.json | why |
 |---|---|
 """
 
 
 def families_page() -> str:
     """The text of docs/families.md."""
-    rows = {family.id: MODEL_FOR_CAUSAL_LM_MAPPING_NAMES[family.id] for family in FAMILIES}
-    return _HEAD + "".join(f"| `{kind}` | `{name}` |\n" for kind, name in sorted(rows.items()))
+    pruned = sorted((family.id, _class_name(family)) for family in FAMILIES)
+    refused = sorted((entry.family.id, entry.reason) for entry in REFUSED)
+    rows = "".join(f"| `{kind}` | `{name}` |\n" for kind, name in pruned)
+    reasons = "".join(f"| `{kind}` | {reason} |\n" for kind, reason in refused)
+    return _HEAD.format(count=len(pruned)) + rows + _REFUSED + reasons
+
+
+def _class_name(family: Family) -> str:
+    named = getattr(modeling_auto, _MAPPINGS[family.auto])[family.id]
+    return named[0] if isinstance(named, tuple) else str(named)
 
 
 if __name__ == "__main__":

@@ -24,6 +24,8 @@ _Path: TypeAlias = str | bytes | PathLike[str] | PathLike[bytes]
 _Isa: TypeAlias = Literal["auto", "scalar", "avx2", "avx512"]
 _Float: TypeAlias = Literal["bf16", "f32"]
 _RowFloat: TypeAlias = Literal["bf16", "f16", "f32"]
+_Code: TypeAlias = Literal["e2m1", "u4", "u8"]
+_Scale: TypeAlias = Literal["bf16", "f16", "f32", "u8"]
 _Range: TypeAlias = tuple[SupportsIndex, SupportsIndex, SupportsIndex]
 _CopyRange: TypeAlias = tuple[
     SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex, SupportsIndex
@@ -124,6 +126,95 @@ def block_absmax(
         cols: Columns of the matrix.
         block_rows: Rows of a block.
         block_cols: Columns of a block.
+        threads: Threads to use.
+        isa: Instruction set to use.
+    """
+
+def packed_decode(
+    codes: Buffer,
+    code_type: _Code,
+    scale: Buffer,
+    scale_dtype: _Scale,
+    scale_table: Buffer | None,
+    zero: Buffer | None,
+    out: Buffer,
+    rows: SupportsIndex,
+    cols: SupportsIndex,
+    group: SupportsIndex,
+    row_nbytes: SupportsIndex,
+    out_dtype: _Float,
+    threads: SupportsIndex = 0,
+    isa: _Isa = "auto",
+) -> None:
+    """Decode rows of packed codes: `out = dtype((float32(code) - zero) * float32(scale))`.
+
+    `group` neighbours in a row share a scale and a zero point. The product is taken in float32 and
+    rounded to nearest even, bit for bit as torch does.
+
+    Args:
+        codes: rows of `row_nbytes` bytes. Of two 4-bit codes in a byte the low half comes first,
+            so 32-bit words of eight codes are such bytes too.
+        code_type: "e2m1" (4-bit floats: 0, 0.5, 1, 1.5, 2, 3, 4, 6 and their negatives), "u4" or
+            "u8" (integers).
+        scale: [rows, ceil(cols / group)] of `scale_dtype`.
+        scale_dtype: "bf16", "f16", "f32", or "u8" for bytes that `scale_table` gives a meaning.
+        scale_table: float32 [256] for "u8", else None.
+        zero: uint8 [rows, ceil(cols / group)]; None is 8 for "u4" and 128 for "u8". Not for "e2m1".
+        out: [rows, cols] of `out_dtype`.
+        rows: Rows of the matrix.
+        cols: Columns of the matrix.
+        group: Neighbours that share a scale; of 4-bit codes an even number, or all of the row.
+        row_nbytes: Bytes from one row of codes to the next; what is behind the last code of a row
+            is not looked at.
+        out_dtype: "bf16" or "f32".
+        threads: Threads to use.
+        isa: Instruction set to use.
+    """
+
+def rearranged_decode(
+    codes: Buffer,
+    layout: Literal["gptq", "awq", "int8"],
+    bits: SupportsIndex,
+    scale: Buffer,
+    scale_dtype: _RowFloat,
+    zero: Buffer | None,
+    zero_offset: SupportsIndex,
+    group_of: Buffer | None,
+    out: Buffer,
+    rows: SupportsIndex,
+    cols: SupportsIndex,
+    group: SupportsIndex,
+    out_dtype: _Float,
+    threads: SupportsIndex = 0,
+    isa: _Isa = "auto",
+) -> None:
+    """Decode integer codes that do not lie row after row.
+
+    `out = dtype((float32(code) - zero) * float32(scale))`, the product rounded to nearest even, bit
+    for bit as torch does. With p = 32 / bits, n a row and k a column:
+
+    * "gptq": int32 words [cols / p, rows] of p codes down the columns, lowest bits first; scale
+      [groups, rows]; zero int32 [groups, rows / p].
+    * "awq": int32 words [cols, rows / 8], code i of a word being row (0, 2, 4, 6, 1, 3, 5, 7)[i] of
+      its eight; scale [groups, rows]; zero int32 [groups, rows / 8] in the same order.
+    * "int8": int8 [rows, cols]; scale [rows, groups]; zero int8 [rows, groups].
+
+    Args:
+        codes: the codes, as above.
+        layout: "gptq", "awq" or "int8".
+        bits: Bits of a code: 4 of "awq", 8 of "int8", either of "gptq".
+        scale: the scales, as above; there are ceil(cols / group) groups.
+        scale_dtype: "bf16", "f16" or "f32".
+        zero: the zero points, as above; None is the middle of the codes, 0 of "int8".
+        zero_offset: 0, or 1 where one less than each zero point is stored; it is added to the words
+            as to one number, with carry, as it was taken off with borrow. Not for "int8".
+        group_of: int32 [cols], the group of each column (else `ValueError` where there is no such
+            group); None is k // group.
+        out: [rows, cols] of `out_dtype`.
+        rows: Rows of the matrix; of words a multiple of p, as `cols`.
+        cols: Columns of the matrix.
+        group: Neighbours in a row that share a scale; of 4-bit codes an even number, or all.
+        out_dtype: "bf16" or "f32".
         threads: Threads to use.
         isa: Instruction set to use.
     """

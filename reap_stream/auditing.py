@@ -19,6 +19,7 @@ from typing import Any, Final
 from reap_stream.checkpoint.configedit import mtp_layer_count
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.source import CONFIG_NAME, open_checkpoint
+from reap_stream.checkpoint.spare_experts import SpareExpert
 from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import ReapStreamError, UsageError
 from reap_stream.model.opened import OpenedModel, forward_faults, open_model
@@ -40,8 +41,9 @@ def audit(directory: Path, source: OpenedModel) -> list[str]:
     """
     try:
         tensors = open_checkpoint(directory).tensors
-        before = set(_numbering(source.checkpoint.tensors))
-        faults = [text for text in _numbering(tensors) if text not in before]
+        spares = _spares(source)
+        before = set(_numbering(source.checkpoint.tensors, spares))
+        faults = [text for text in _numbering(tensors, spares) if text not in before]
         # Experts out of order are named better here than by what follows from them.
         if not faults:
             written = open_model(directory, trust_remote_code=source.trust_remote_code)
@@ -51,7 +53,17 @@ def audit(directory: Path, source: OpenedModel) -> list[str]:
     return faults[:MAX_FAULTS]
 
 
-def _numbering(tensors: Mapping[str, TensorRef]) -> Iterator[str]:
+def _spares(source: OpenedModel) -> dict[str, int]:
+    """Experts block → experts numbered behind its own, which need not have all tensors."""
+    found: dict[str, set[int]] = defaultdict(set)
+    for name, role in source.tensor_map.roles.items():
+        match = _EXPERT.match(name)
+        if match and isinstance(role.recipe, SpareExpert):
+            found[match[1]].add(int(match[2]))
+    return {block: len(numbers) for block, numbers in found.items()}
+
+
+def _numbering(tensors: Mapping[str, TensorRef], spares: Mapping[str, int]) -> Iterator[str]:
     """Faults in the names of tensors that belong to one expert each, whatever their format."""
     blocks: dict[str, dict[int, dict[str, TensorRef]]] = defaultdict(lambda: defaultdict(dict))
     for name, ref in tensors.items():
@@ -63,7 +75,8 @@ def _numbering(tensors: Mapping[str, TensorRef]) -> Iterator[str]:
             missing = next(i for i in range(len(experts) + 1) if i not in experts)
             yield f"{block}: experts are not numbered 0 to {len(experts) - 1}: {missing} is missing"
             continue
-        yield from _uneven(block, experts)
+        own = len(experts) - spares.get(block, 0)
+        yield from _uneven(block, {number: experts[number] for number in range(own)})
 
 
 def _uneven(block: str, experts: Mapping[int, Mapping[str, TensorRef]]) -> Iterator[str]:
@@ -86,6 +99,7 @@ def _model_faults(written: OpenedModel, source: OpenedModel) -> Iterator[str]:
     for name in sorted(_unclaimed(written) - _unclaimed(source)):
         ref = written.checkpoint.tensors[name]
         yield f"{ref.file}: tensor {name!r} is claimed by no parameter of {CONFIG_NAME}'s model"
+    yield from _mtp_faults(written, source)
     yield from _config_faults(written, source)
 
 
@@ -98,6 +112,19 @@ def _unclaimed(model: OpenedModel) -> set[str]:
         claimed.update(ref.name for weight in weights for ref in weight.parts.values())
     claimed.update(name for name, role in mapped.roles.items() if role.layer is not None)
     return set(model.checkpoint.tensors) - claimed
+
+
+def _mtp_faults(written: OpenedModel, source: OpenedModel) -> Iterator[str]:
+    """Prediction layers have as many experts as the decoder's, or were left as they were."""
+    before = source.tensor_map.mtp_uneven
+    for layer, count in written.tensor_map.mtp_uneven.items():
+        left = before.get(layer, source.architecture.num_experts)
+        if count != left:
+            yield (
+                f"{written.checkpoint.directory}: next-token-prediction layer {layer} has {count} "
+                f"experts, neither {written.architecture.num_experts} as the decoder's layers nor "
+                f"the source's {left}"
+            )
 
 
 def _config_faults(written: OpenedModel, source: OpenedModel) -> Iterator[str]:

@@ -256,25 +256,31 @@ def _add_method(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_writing(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--weights",
-        choices=WEIGHT_CHOICES,
-        default="keep",
-        help="format of the kept weights: keep; the others are not in this version",
-    )
     _add_layout(parser)
     _add_again(parser)
 
 
 def _add_layout(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
+    add(
+        "--weights",
+        choices=WEIGHT_CHOICES,
+        default="keep",
+        help="format of the kept weights: as they are, FP8 in blocks of 128 x 128, FP8 by output "
+        "channel, or bfloat16 (for converters to GGUF)",
+    )
+    add(
+        "--fp8-experts-only",
+        action="store_true",
+        help="write routed experts alone as FP8, all else as it is",
+    )
     add("--max-shard-size", default="5GB", metavar="SIZE", help="most bytes of a shard")
     add(
         "--mtp",
         choices=MTP_CHOICES,
-        help="next-token-prediction layers: match prunes them like the last layer, drop leaves "
-        "them out; the others are not in this version (default: match)",
+        help="next-token-prediction layers: score runs and prunes them by their own routing, match "
+        "prunes them like the last MoE layer, keep leaves them as they are, drop leaves them out "
+        "(default: score, or match with a warning where they cannot be run)",
     )
 
 

@@ -53,6 +53,7 @@ def output_settings(arguments: argparse.Namespace) -> OutputSettings:
         sparsity=arguments.sparsity,
         keep=arguments.keep,
         weights=arguments.weights,
+        fp8_experts_only=arguments.fp8_experts_only,
         max_shard_nbytes=parse_nbytes(arguments.max_shard_size),
         mtp=arguments.mtp,
         overwrite=arguments.overwrite,
@@ -75,6 +76,8 @@ def plan(arguments: argparse.Namespace) -> None:
         output=Path(),
         sparsity=arguments.sparsity,
         keep=arguments.keep,
+        weights=arguments.weights,
+        fp8_experts_only=arguments.fp8_experts_only,
         max_shard_nbytes=parse_nbytes(arguments.max_shard_size),
         mtp=arguments.mtp,
     )
@@ -130,10 +133,16 @@ def verify(arguments: argparse.Namespace) -> None:
     )
     _say(
         f"{arguments.directory}: {report.tensors} tensors, {report.nbytes} bytes identical to "
-        f"{arguments.source}; {report.keep} experts in each of {_layers(report)}; "
+        f"{arguments.source}{_computed(report)}; {report.keep} experts in each of {_layers(report)}; "
         f"{time.monotonic() - started:.1f} s · peak memory {gib(peak_resident_nbytes())} · "
         f"read {2 * report.nbytes / 1e9:.2f} GB"
     )
+
+
+def _computed(report: VerificationReport) -> str:
+    if not report.computed:
+        return ""
+    return f" ({report.computed} tensors to what was computed from it anew)"
 
 
 def _layers(report: VerificationReport) -> str:

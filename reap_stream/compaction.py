@@ -5,14 +5,16 @@ from __future__ import annotations
 import hashlib
 import time
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 from reap_stream.errors import UsageError
 from reap_stream.finishing import check_job, clean_up, findings, open_job, publish_outputs
 from reap_stream.model.opened import OpenedModel, open_model
+from reap_stream.mtp_choice import choose_scored_mtp
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.progress import byte_bar
-from reap_stream.pruning import check_config, plan_variants, read_targets
+from reap_stream.pruning import check_config, plan_variants, read_targets, recoded
 from reap_stream.records import Summary, source_record, summarize, versions
 from reap_stream.scoring.saliency import Scores
 from reap_stream.scoring.scores_file import load_scores
@@ -46,6 +48,9 @@ def compact(
     model = open_model(model_path, trust_remote_code=trust_remote_code)
     scores = load_scores(scores_path)
     _check_scores(model, scores, scores_path)
+    mtp = choose_scored_mtp(model, output.mtp, scores.layers, str(scores_path))
+    output = replace(output, mtp=mtp.kind)
+    model = recoded(model, output, mtp.kind)
     variants = plan_variants(model, read_targets(model, output), output)
     check_config(model, variants, output.mtp)
     settings = {
@@ -59,10 +64,11 @@ def compact(
         job = stack.enter_context(open_job(output.output, settings, output))
         if job.is_published:
             return clean_up(job, started)
-        outputs = PrunedOutputs(model, variants, job, scores.sources, choice)
+        outputs = PrunedOutputs(model, variants, job, scores.sources, choice, mtp.kind)
         stack.enter_context(outputs.committer)
         with byte_bar(sum(variant.plan.total_size for variant in variants)) as bar:
-            for index in model.architecture.moe_layers:
+            scored = model.mtp_kept_layers() if mtp.kind == "score" else ()
+            for index in (*model.architecture.moe_layers, *scored):
                 if not outputs.is_done(index):
                     outputs.finish(index, scores.layers[index], lambda _: None)
                 bar.update(outputs.written_nbytes - bar.n)
@@ -75,6 +81,8 @@ def compact(
             "source": source_record(model),
             "calibration": {"sources": list(scores.sources), **scores.metadata},
             **findings(outputs),
+            "weights": dict(model.change.counts),
+            "mtp": mtp.record(model),
             "serving": serving_record(model, variants, outputs.choices),
         }
         summary = summarize(

@@ -19,7 +19,7 @@ from reap_stream.checkpoint.publish import publish
 from reap_stream.errors import OutputError
 from reap_stream.model.opened import OpenedModel
 from reap_stream.outputs import PrunedOutputs
-from reap_stream.pruning import RUN_FILE, SCORES_FILE, Kept, Variant
+from reap_stream.pruning import RUN_FILE, SCORES_FILE, Variant
 from reap_stream.records import Summary, summarize, unreached_experts
 from reap_stream.scoring.saliency import LayerStats
 from reap_stream.scoring.scores_file import save_scores
@@ -77,11 +77,11 @@ def publish_outputs(
     scores_path = job.path("scores.safetensors")
     save_scores(scores_path, outputs.scores(_score_metadata(summary)))
 
-    def documents(variant: Variant, kept: Kept) -> dict[str, bytes]:
+    def documents(variant: Variant) -> dict[str, bytes]:
         return {
             SCORES_FILE: scores_path.read_bytes(),
             RUN_FILE: summary.document(),
-            "README.md": render_card(model, variant, kept, summary),
+            "README.md": render_card(model, variant, summary),
         }
 
     outputs.write_documents(documents, output.mtp)

@@ -6,7 +6,8 @@
             with forward.layer(index, accumulator) as layer:
                 forward.advance(index, layer)
 
-Hidden states of all tokens are held once and replaced batch by batch.
+Hidden states of all tokens are held once and replaced batch by batch. What else a family hands from
+layer to layer is held with them, as long as a layer to come needs it.
 """
 
 from __future__ import annotations
@@ -26,13 +27,18 @@ from typing_extensions import Self
 from reap_stream import _native
 from reap_stream.calibration.activations import HiddenStates
 from reap_stream.calibration.batches import Batch, pad, plan_batches, unpad, valid_mask
+from reap_stream.calibration.carried import Key
 from reap_stream.calibration.corpus import Corpus
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import ReapStreamError
 from reap_stream.model.architecture import Architecture
+from reap_stream.model.arena import Arena
 from reap_stream.model.experts import BatchTokens
+from reap_stream.model.handover import EMBEDDED, Origin
 from reap_stream.model.layer import RawSink, StreamedLayer, StreamedModel
+from reap_stream.model.mtp_inputs import MtpInputs
 from reap_stream.model.skeleton import Skeleton
+from reap_stream.mtp_pass import MtpPass
 from reap_stream.preparation import Preparation
 from reap_stream.progress import Progress
 from reap_stream.scoring.accumulator import SaliencyAccumulator
@@ -80,21 +86,26 @@ class ForwardPass:
         self._corpus = corpus
         self._device = ready.device
         self._progress = progress
-        self._skeleton = Skeleton(model, reader, ready.device)
-        self._streamed = StreamedModel(
-            model,
-            reader,
-            ready.device,
-            expert_slots=memory.expert_slots,
-            grouped=memory.grouped,
-        )
+        self._handover = ready.handover
+        self._skeleton = Skeleton(model, reader, ready.device, ready.handover)
+        options: dict[str, Any] = {
+            "expert_slots": memory.expert_slots,
+            "grouped": memory.grouped,
+            "arena": Arena(ready.device),
+        }
+        self._streamed = StreamedModel(model, reader, ready.device, **options)
+        self._mtp: MtpPass | None = None
+        head = ready.mtp.head
+        if head is not None:
+            own = StreamedModel(head.opened, reader, ready.device, **options)
+            inputs = MtpInputs(head, self._skeleton, ready.device)
+            self._mtp = MtpPass(head.first, own, inputs)
         lengths = [len(row.tokens) for row in corpus.rows]
         batches = plan_batches(lengths, memory.batch_tokens)
         self._batches = [_lay_out(batch, corpus, ready.device) for batch in batches]
-        hidden = int(model.architecture.model.get_input_embeddings().weight.shape[-1])
-        dtype = model.architecture.model.dtype
         path = spill_path if memory.spill else None
-        self.states = HiddenStates.create(corpus.num_tokens, hidden, dtype, spill_path=path)
+        shape, dtype = ready.handover.token_shape, ready.handover.dtype
+        self.states = HiddenStates.create(corpus.num_tokens, shape, dtype, spill_path=path)
 
     def __enter__(self) -> Self:
         """Nothing more to open."""
@@ -115,6 +126,8 @@ class ForwardPass:
 
     def embed(self) -> None:
         """Puts the embedded tokens into the hidden states."""
+        if EMBEDDED not in self._handover.live[0]:
+            return
         for tokens in self._batches:
             hidden, _ = self._skeleton.embed(tokens.ids)
             self.states.store(tokens.batch.start, unpad(hidden, tokens.batch))
@@ -129,9 +142,11 @@ class ForwardPass:
         """Reads a layer and asks for the next one meanwhile; see `StreamedModel.layer`."""
         self._progress.layer(index)
         started = time.monotonic()
-        with self._streamed.layer(index, statistics=accumulator, sink=sink) as layer:
+        streamed, own = self._part(index)
+        with streamed.layer(own, statistics=accumulator, sink=sink) as layer:
             self.times.reading += time.monotonic() - started
-            self._streamed.prefetch(index + 1)
+            following, next_own = self._part(index + 1)
+            following.prefetch(next_own)
             yield layer
         _native.trim_memory()
 
@@ -140,8 +155,15 @@ class ForwardPass:
         self, index: int, full: StreamedLayer, reduced: Architecture, kept: Sequence[int]
     ) -> Iterator[StreamedLayer]:
         """The layer with its kept experts only; see `StreamedModel.pruned_layer`."""
-        with self._streamed.pruned_layer(index, full, reduced, kept) as layer:
+        streamed, own = self._part(index)
+        with streamed.pruned_layer(own, full, reduced, kept) as layer:
             yield layer
+
+    def _part(self, index: int) -> tuple[StreamedModel, int]:
+        """What gives a layer, and the layer's number there."""
+        if self._mtp is None or index < self._mtp.first:
+            return self._streamed, index
+        return self._mtp.streamed, index - self._mtp.first
 
     def advance(
         self, index: int, layer: StreamedLayer, *, store: bool = True, counted: bool = True
@@ -159,18 +181,46 @@ class ForwardPass:
         """
         started = time.monotonic()
         for tokens in self._batches:
-            call = self._skeleton.calls(tokens.ids)[index]
-            flat = self.states.load(tokens.batch.start, tokens.batch.stop)
-            hidden = pad(flat, tokens.batch).to(self._device)
-            output = layer.run(hidden, call, tokens.info)
+            outputs = self._run(index, layer, tokens)
             if store:
-                self.states.store(tokens.batch.start, unpad(output, tokens.batch))
+                self._store(index, tokens.batch, outputs)
             if counted:
                 self._progress.tokens(tokens.batch.stop - tokens.batch.start)
         if layer.runner is not None and layer.runner.calls == 0:
             message = f"layer {index} has routed experts but did not run them through our call"
             raise ReapStreamError(message)
         self.times.running += time.monotonic() - started
+
+    def _run(self, index: int, layer: StreamedLayer, tokens: _Tokens) -> list[Any]:
+        """Runs a layer on one batch; gives its outputs, hidden states first."""
+        batch = tokens.batch
+        if self._mtp is not None and index >= self._mtp.first:
+            hidden = pad(self.states.load(batch.start, batch.stop), batch).to(self._device)
+            return [layer.run(*self._mtp.call(index, batch, tokens.ids, tokens.info, hidden))]
+        made = self._skeleton.call(index, tokens.ids, self._given(index, batch))
+        return layer.run_whole(
+            made.hidden, made.call, tokens.info, self._handover.outline(index)
+        )  # fmt: skip
+
+    def _given(self, index: int, batch: Batch) -> dict[Origin, torch.Tensor]:
+        """What earlier layers gave for a layer, of one batch."""
+        given = {}
+        for origin in self._handover.live[index]:
+            if origin == Origin(index - 1, 0):
+                value = pad(self.states.load(batch.start, batch.stop), batch)
+            else:
+                value = self.states.carried.load(Key(*origin, batch.start))
+            given[origin] = value.to(self._device)
+        return given
+
+    def _store(self, index: int, batch: Batch, outputs: Sequence[Any]) -> None:
+        """Keeps what a layer gave as long as later ones need it, and forgets the rest."""
+        self.states.store(batch.start, unpad(outputs[0], batch))
+        needed = self._handover.carried(index + 1)
+        self.states.carried.keep_only(batch.start, needed)
+        for origin in needed:
+            if origin.layer == index:
+                self.states.carried.store(Key(*origin, batch.start), outputs[origin.number])
 
 
 def _lay_out(batch: Batch, corpus: Corpus, device: torch.device) -> _Tokens:

@@ -17,7 +17,7 @@ from reap_stream.checkpoint.configedit import mtp_layer_count
 from reap_stream.checkpoint.source import CONFIG_NAME
 from reap_stream.formats import group_weights, known_formats
 from reap_stream.model.described import DescribedModel, open_or_describe
-from reap_stream.model.layer import LayerFeeds, feed_refs, layer_feeds
+from reap_stream.model.feeds import layer_feeds
 from reap_stream.model.opened import OpenedModel, forward_faults
 
 _SHOWN_REFUSALS = 3
@@ -197,12 +197,12 @@ def mtp_parameters(model: OpenedModel, keep: int | None = None) -> int:
     checkpoint = model.checkpoint
     tensors = {name: checkpoint.tensors[name] for name in mapped.mtp_tensors}
     total = 0
-    for name, weight in group_weights(tensors, known_formats(checkpoint.config)).items():
-        role, count = mapped.roles[name], 1
-        for length in weight.shape:
-            count *= length
-        if role.dim is not None:
-            count = count // architecture.num_experts * kept
+    for weight in group_weights(tensors, known_formats(checkpoint.config)).values():
+        role, count = mapped.roles[next(iter(weight.parts.values())).name], 1
+        for axis, length in enumerate(weight.shape):
+            held = length - role.extra
+            pruned = held // architecture.num_experts * kept + role.extra
+            count *= pruned if axis == role.dim else length
         total += count if role.expert is None or role.expert < kept else 0
     return total
 
@@ -238,12 +238,7 @@ def forward_refusals(model: OpenedModel) -> Refusals:
 
 
 def _layer_nbytes(model: OpenedModel) -> list[int]:
-    return [_nbytes(feeds) for feeds in layer_feeds(model.architecture, model.tensor_map)]
-
-
-def _nbytes(feeds: LayerFeeds) -> int:
-    refs = feed_refs([*feeds.dense, *feeds.experts.values()])
-    return sum(ref.nbytes for ref in {ref.name: ref for ref in refs}.values())
+    return [feeds.nbytes for feeds in layer_feeds(model.architecture, model.tensor_map)]
 
 
 def _layer_runs(model: OpenedModel) -> Iterator[LayerRun]:
@@ -263,9 +258,8 @@ def _shards(model: OpenedModel) -> int:
 
 
 def _is_tied(model: OpenedModel) -> bool:
-    network = model.architecture.model
-    head = network.get_output_embeddings()
-    return head is not None and head.weight is network.get_input_embeddings().weight
+    head = model.architecture.text_model.get_output_embeddings()
+    return head is not None and head.weight is model.architecture.embedding.weight
 
 
 def _formats(model: OpenedModel) -> dict[str, int]:

@@ -80,15 +80,15 @@ class Snapshots:
 
 
 class LayerPass:
-    """Runs layers in order up to the last one with routed experts.
+    """Runs layers in order up to the last one with routed experts that is scored.
 
     Args:
         ready: what was prepared.
         forward: the hidden states and the layers.
         sink: receives finished layers.
         snapshots: where hidden states are saved.
-        reduced: the architecture with as many experts as are kept, where later layers see pruned
-            ones; None where they see the original model.
+        reduced: gives a layer's architecture with as many experts as are kept, where later layers
+            see pruned ones; None where they see the original model.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class LayerPass:
         forward: ForwardPass,
         sink: LayerSink,
         snapshots: Snapshots,
-        reduced: Architecture | None = None,
+        reduced: Callable[[int], Architecture] | None = None,
     ) -> None:
         self._ready = ready
         self._forward = forward
@@ -107,8 +107,8 @@ class LayerPass:
 
     @property
     def num_layers(self) -> int:
-        """Layers that must run: none behind the last MoE layer."""
-        return self._ready.model.architecture.moe_layers[-1] + 1
+        """Layers that must run."""
+        return self._ready.num_layers
 
     def run(self) -> None:
         """Runs every layer that is left."""
@@ -129,7 +129,7 @@ class LayerPass:
 
     def _run_layer(self, index: int) -> None:
         architecture = self._ready.model.architecture
-        is_moe, done = index in architecture.experts_paths, self._sink.is_done(index)
+        is_moe, done = index in self._ready.moe_layers, self._sink.is_done(index)
         accumulator = None
         if is_moe and not done:
             accumulator = SaliencyAccumulator(
@@ -171,5 +171,5 @@ class LayerPass:
     def _advance_pruned(self, index: int, layer: StreamedLayer) -> None:
         assert self._reduced is not None
         kept = self._sink.kept(index)
-        with self._forward.pruned_layer(index, layer, self._reduced, kept) as pruned:
+        with self._forward.pruned_layer(index, layer, self._reduced(index), kept) as pruned:
             self._forward.advance(index, pruned)

@@ -4,7 +4,7 @@
                       + dense part of the largest layer, decoded
                       + experts held as bytes (all of a layer, or as many as the budget allows)
                       + one expert, decoded
-                      + hidden states (or a file)
+                      + hidden states and what else layers hand on (or a file)
                       + what a batch needs while it runs
 
 Nothing in it grows with the number of layers.
@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 import resource
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,12 @@ import torch
 
 from reap_stream.errors import UsageError
 from reap_stream.model.architecture import Architecture
-from reap_stream.model.layer import LayerFeeds, feed_refs
+from reap_stream.model.feeds import LayerFeeds, feed_refs
+from reap_stream.model.handover import Handover
+from reap_stream.model.roles import Feed
 from reap_stream.model.skeleton import KEPT_SHAPES
 from reap_stream.model.slots import SlotLayout
-from reap_stream.model.store import MOVING_SLOTS
+from reap_stream.model.store import MOVING_SLOTS, decodes_by_expert
 from reap_stream.model.transformers_api import get_tensor, parameter_dtype
 
 _AVAILABLE_SHARE = 0.8
@@ -70,6 +72,7 @@ class Demands:
         per_token: what each token of a batch takes while a layer runs.
         num_experts: experts of a layer.
         longest_row: tokens of the longest row, which runs even where a batch is to hold fewer.
+        writing: what it takes to write a weight in another format.
     """
 
     dense: int
@@ -81,6 +84,7 @@ class Demands:
     per_token: int
     num_experts: int
     longest_row: int
+    writing: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,6 +99,7 @@ class MemoryPlan:
         peak_host: predicted peak of resident memory.
         peak_device: predicted peak of device memory; 0 on the CPU.
         grouped: experts run in grouped matrix products.
+        hidden_nbytes: all hidden states and what else layers hand on.
     """
 
     budget: int
@@ -104,10 +109,16 @@ class MemoryPlan:
     peak_host: int
     peak_device: int
     grouped: bool = False
+    hidden_nbytes: int = 0
 
 
 def measure_demands(
-    architecture: Architecture, feeds: list[LayerFeeds], dtype: torch.dtype, *, longest_row: int
+    architecture: Architecture,
+    feeds: list[LayerFeeds],
+    dtype: torch.dtype,
+    *,
+    longest_row: int,
+    handover: Handover | None = None,
 ) -> Demands:
     """What the layers of a model take when they compute in `dtype` on rows of `longest_row`."""
     dense, largest, decode = 0, 0, 0
@@ -122,9 +133,10 @@ def measure_demands(
             if len(feed.groups[0][1]) == architecture.num_experts
         }
         slot = max(slot, SlotLayout(own).nbytes if own else 0)
-        whole = [feed for leaf, feed in layer.experts.items() if leaf not in own]
-        raw = sum(ref.nbytes for ref in feed_refs(whole))
-        decoded = sum(_decoded(architecture, f.target, dtype) for f in whole if not _is_view(f))
+        whole = {leaf: feed for leaf, feed in layer.experts.items() if leaf not in own}
+        raw = sum(ref.nbytes for ref in feed_refs(list(whole.values())))
+        at_once = [f for leaf, f in whole.items() if _is_decoded_whole(f, layer.dims[leaf])]
+        decoded = sum(_decoded(architecture, feed.target, dtype) for feed in at_once)
         fused = max(fused, raw + decoded)
     first = architecture.experts_paths[architecture.moe_layers[0]]
     expert = sum(
@@ -137,10 +149,31 @@ def measure_demands(
         fused=fused,
         expert=expert // architecture.num_experts * dtype.itemsize,
         decode=decode,
-        per_token=_per_token(architecture, dtype) + _scores(architecture, dtype, longest_row),
+        per_token=_per_token(architecture, dtype, handover)
+        + _scores(architecture, dtype, longest_row),
         num_experts=architecture.num_experts,
         longest_row=longest_row,
     )
+
+
+def larger_demands(one: Demands, other: Demands) -> Demands:
+    """What suffices for either of two sets of layers that run one after the other."""
+    pairs = ((getattr(one, f.name), getattr(other, f.name)) for f in fields(Demands))
+    return Demands(*(max(pair) for pair in pairs))
+
+
+def mtp_demands(
+    architecture: Architecture,
+    feeds: list[LayerFeeds],
+    dtype: torch.dtype,
+    *,
+    longest_row: int,
+) -> Demands:
+    """What next-token-prediction layers take: as decoder layers, and what they join."""
+    demands = measure_demands(architecture, feeds, dtype, longest_row=longest_row)
+    hidden = int(architecture.embedding.weight.shape[-1])
+    # Embeddings of the tokens to come and the joined input stay while the block runs.
+    return replace(demands, per_token=demands.per_token + 4 * hidden * dtype.itemsize)
 
 
 def plan_memory(
@@ -166,6 +199,7 @@ def plan_memory(
     on_device = device.type == "cuda"
     allowed = available_nbytes() if budget is None else budget
     base = resident_nbytes() + _RUNTIME_NBYTES + demands.fused + demands.largest_tensor
+    base += demands.writing
     if not on_device:
         base += demands.dense + demands.expert
     for_batch = torch.cuda.mem_get_info(device)[0] // 8 if on_device else _BATCH_NBYTES
@@ -191,7 +225,7 @@ def plan_memory(
     peak = least + working + (0 if spill else hidden_nbytes)
     peak += (slots - min(demands.num_experts, _STREAMING_SLOTS)) * demands.slot
     grouped, peak_device = _plan_device(demands, together, device) if on_device else (False, 0)
-    return MemoryPlan(allowed, tokens, slots, spill, peak, peak_device, grouped)
+    return MemoryPlan(allowed, tokens, slots, spill, peak, peak_device, grouped, hidden_nbytes)
 
 
 def _smaller_batches(tokens: int, asked: int | None, longest_row: int) -> str:
@@ -225,11 +259,16 @@ def _decode_nbytes(architecture: Architecture, feed: Any) -> int:
     return 2 * 4 * get_tensor(architecture.model, feed.target).numel()
 
 
-def _is_view(feed: Any) -> bool:
-    return feed.groups[0][0] is None and all(w.is_plain for _, ws in feed.groups for w in ws)
+def _is_decoded_whole(feed: Feed, dim: int) -> bool:
+    """Whether the experts of a tensor that holds them all can only be decoded together."""
+    plain = all(weight.is_plain for _, weights in feed.groups for weight in weights)
+    used_as_it_is = feed.groups[0][0] is None and plain
+    return not used_as_it_is and not decodes_by_expert(feed, dim)
 
 
-def _per_token(architecture: Architecture, dtype: torch.dtype) -> int:
+def _per_token(
+    architecture: Architecture, dtype: torch.dtype, handover: Handover | None
+) -> int:  # fmt: skip
     """Bytes a token takes while a layer runs: its widest intermediates and the running sums.
 
     Measured on GLM-4.6's widths the peak is four to five of the widest intermediates (queries,
@@ -243,8 +282,10 @@ def _per_token(architecture: Architecture, dtype: torch.dtype) -> int:
         and architecture.layer_of(name) is not None
         and name not in architecture.sliced
     )
-    hidden = int(model.get_input_embeddings().weight.shape[-1])
-    return (5 * widest + 6 * hidden) * dtype.itemsize + 4 * hidden
+    hidden = int(architecture.embedding.weight.shape[-1])
+    between = hidden if handover is None else max(hidden, handover.token_elements)
+    carried = 0 if handover is None else handover.carried_nbytes
+    return (5 * widest + 6 * between) * dtype.itemsize + 4 * between + 2 * carried
 
 
 def _scores(architecture: Architecture, dtype: torch.dtype, longest_row: int) -> int:

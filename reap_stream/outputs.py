@@ -44,6 +44,7 @@ class PrunedOutputs:
         job: where it is written until it is published.
         sources: labels of the calibration sources.
         choice: how experts are chosen from their statistics.
+        mtp: what happens to next-token-prediction layers.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class PrunedOutputs:
         job: Job,
         sources: tuple[str, ...],
         choice: ChoiceSettings,
+        mtp: str | None = "match",
     ) -> None:
         self.written_nbytes = 0
         self.copied_nbytes = 0
@@ -68,6 +70,7 @@ class PrunedOutputs:
         self._whole: list[str] = []
         self._whole_done: set[str] = set()
         self._choice = choice
+        self._mtp = mtp
         self._groups = model.architecture.routing.groups
         self.done: dict[int, LayerStats | None] = {}
         self.non_finite: dict[int, int] = {}
@@ -114,12 +117,27 @@ class PrunedOutputs:
 
     def take(self, ref: TensorRef, raw: np.ndarray[Any, Any]) -> None:
         """Is shown a dense tensor's bytes: writes it, or keeps it until the layer is scored."""
-        if self._model.tensor_map.roles[ref.name].layer is not None:
-            self._held[ref.name] = raw
+        role = self._model.tensor_map.roles[ref.name]
+        self._held[ref.name] = raw
+        if role.layer is not None:
             return
+        needed = {ref.name}
+        if role.recipe is not None:
+            steps = role.recipe.steps(())
+            needed = {span.ref.name for step in steps for span in step.spans}
+        if needed <= self._held.keys():
+            self._write_whole(ref.name if role.recipe is None else role.recipe.place)
+            for name in needed:
+                del self._held[name]
+
+    def _write_whole(self, origin: str) -> None:
+        """Writes what comes from a tensor on which no choice of experts bears."""
         for writer in self._writers:
-            self._count(writer.write([writer.plan.tensors[ref.name]], {}, lambda _: raw))
-        self._whole.append(ref.name)
+            self._count(writer.write(writer.from_origin(origin), {}, self._resident))
+        self._whole.append(origin)
+
+    def _resident(self, ref: TensorRef) -> np.ndarray[Any, Any] | None:
+        return self._held.get(ref.name)
 
     def _count(self, written: tuple[int, int]) -> None:
         self.written_nbytes += written[0]
@@ -177,9 +195,11 @@ class PrunedOutputs:
             outs = [
                 out
                 for out in writer.plan.tensors.values()
-                if (out.layer is None and out.origin not in self._whole_done) or out.layer in mtp
+                if (out.layer is None and out.origin not in self._whole_done)
+                or (out.layer in mtp and out.layer not in kept)
             ]
-            self._count(writer.write(outs, with_mtp(self._model, kept), lambda _: None))
+            chosen = with_mtp(self._model, kept, self._mtp)
+            self._count(writer.write(outs, chosen, lambda _: None))
         self.committer.commit({"step": "rest"})
         self.committer.drain()
         self._rest_done = True
@@ -190,7 +210,9 @@ class PrunedOutputs:
         Raises:
             OutputError: a layer or the rest is not; a defect of this package.
         """
-        missing = [i for i in self._model.architecture.moe_layers if self.done.get(i) is None]
+        scored = self._model.mtp_kept_layers() if self._mtp == "score" else ()
+        wanted = [*self._model.architecture.moe_layers, *scored]
+        missing = [index for index in wanted if self.done.get(index) is None]
         if missing or not self._rest_done:
             message = (
                 f"{self._job.directory}: layers {missing} were not written, nothing is published; "
@@ -209,7 +231,7 @@ class PrunedOutputs:
         return Scores(layers, self._sources, num_experts, fingerprint, dict(metadata))
 
     def write_documents(
-        self, documents: Callable[[Variant, Kept], Mapping[str, bytes]], mtp: str | None
+        self, documents: Callable[[Variant], Mapping[str, bytes]], mtp: str | None
     ) -> None:
         """Writes everything beside the shards, for each variant.
 
@@ -218,14 +240,14 @@ class PrunedOutputs:
             mtp: what happened to next-token-prediction layers.
         """
         for variant, writer, chosen in zip(self._variants, self._writers, self._kept, strict=True):
-            kept = chosen if mtp == "drop" else with_mtp(self._model, chosen)
+            kept = with_mtp(self._model, chosen, mtp)
             finish_directory(
                 writer.directory,
                 variant.plan,
-                self._model.checkpoint,
+                self._model.change.seen_on(self._model.checkpoint),
                 kept,
                 config_text(self._model, kept, variant.target.keep, mtp),
-                {KEPT_FILE: kept_document(self._model, kept), **documents(variant, kept)},
+                {KEPT_FILE: kept_document(self._model, kept), **documents(variant)},
             )
 
     def _scores_path(self, index: int) -> Path:

@@ -19,6 +19,7 @@ from reap_stream.forward import ForwardPass
 from reap_stream.layer_pass import LayerPass, Snapshots
 from reap_stream.model.architecture import Architecture, read_architecture, with_expert_count
 from reap_stream.model.transformers_api import materialize_buffers
+from reap_stream.mtp_choice import choose_mtp, choose_observed_mtp
 from reap_stream.observing import ScoreSink
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.preparation import Preparation, prepare_run
@@ -28,6 +29,7 @@ from reap_stream.pruning import (
     check_config,
     plan_variants,
     read_targets,
+    recoded,
 )
 from reap_stream.records import (
     Summary,
@@ -51,7 +53,12 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
     """
     started = time.monotonic()
     check_job(output.output, run.model, output)
-    ready = prepare_run(_same_batches(run, output.output, resume=output.resume))
+    ready = prepare_run(
+        _same_batches(run, output.output, resume=output.resume),
+        lambda model, device: choose_mtp(model, output.mtp, device),
+        lambda model, mtp: recoded(model, output, mtp.kind),
+    )
+    output = replace(output, mtp=ready.mtp.kind)
     variants = plan_variants(ready.model, read_targets(ready.model, output), output)
     if run.propagate == "pruned" and len(variants) > 1:
         message = (
@@ -66,17 +73,20 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         job = stack.enter_context(open_job(output.output, settings, output))
         if job.is_published:
             return clean_up(job, started)
-        outputs = PrunedOutputs(ready.model, variants, job, ready.corpus.sources, ready.run.choice)
+        outputs = PrunedOutputs(
+            ready.model, variants, job, ready.corpus.sources, ready.run.choice, ready.mtp.kind
+        )
         stack.enter_context(outputs.committer)
         snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
         forward = _forward(stack, ready, reader, job)
-        reduced = _reduced(ready, variants[0]) if run.propagate == "pruned" else None
+        reduced = _Reduced(ready, variants[0]) if run.propagate == "pruned" else None
         layers = LayerPass(ready, forward, outputs, snapshots, reduced)
         layers.run()
         outputs.finish_rest()
         details = {
             **run_details(ready, settings),
             **findings(outputs),
+            "weights": dict(ready.model.change.counts),
             "serving": serving_record(ready.model, variants, outputs.choices),
             "stages": asdict(forward.times),
         }
@@ -122,8 +132,8 @@ def observe(
     )
     check_job(scores_path, run.model, output)
     check_scores_file(scores_path)
-    ready = prepare_run(_same_batches(run, scores_path, resume=resume))
-    settings = ready.job_settings()
+    ready = prepare_run(_same_batches(run, scores_path, resume=resume), choose_observed_mtp)
+    settings = {**ready.job_settings(), "mtp": ready.mtp.kind}
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         job = stack.enter_context(open_job(scores_path, settings, output))
@@ -154,10 +164,9 @@ def _same_batches(run: RunSettings, output: Path, *, resume: bool) -> RunSetting
 
 
 def _forward(stack: ExitStack, ready: Preparation, reader: Reader, job: Job) -> ForwardPass:
-    layers = ready.model.architecture.moe_layers[-1] + 1
     progress = stack.enter_context(
         Progress(
-            layers,
+            ready.num_layers,
             ready.corpus.num_tokens,
             lambda: reader.bytes_read,
             shown=ready.run.progress,
@@ -170,17 +179,26 @@ def _forward(stack: ExitStack, ready: Preparation, reader: Reader, job: Job) -> 
     return stack.enter_context(forward)
 
 
-def _reduced(ready: Preparation, variant: Variant) -> Architecture:
-    checkpoint, architecture = ready.model.checkpoint, ready.model.architecture
-    raw = with_expert_count(checkpoint.config, architecture.count_paths, variant.target.keep)
-    reduced = read_architecture(
-        checkpoint.directory,
-        raw,
-        dtype=ready.dtype,
-        trust_remote_code=ready.run.trust_remote_code,
-    )
-    materialize_buffers(reduced.model, ready.device)
-    return reduced
+class _Reduced:
+    """Gives a layer's architecture with as many experts as a target keeps."""
+
+    def __init__(self, ready: Preparation, variant: Variant) -> None:
+        checkpoint, architecture = ready.model.checkpoint, ready.model.architecture
+        raw = with_expert_count(checkpoint.config, architecture.count_paths, variant.target.keep)
+        self._ready = ready
+        self._decoder = read_architecture(
+            checkpoint.directory,
+            raw,
+            dtype=ready.dtype,
+            trust_remote_code=ready.run.trust_remote_code,
+        )
+        materialize_buffers(self._decoder.model, ready.device)
+        head = ready.mtp.head
+        self._mtp = None if head is None else head.reduced(self._decoder)
+
+    def __call__(self, layer: int) -> Architecture:
+        decoder = layer < self._decoder.num_layers
+        return self._decoder if decoder or self._mtp is None else self._mtp
 
 
 def _score_metadata(ready: Preparation) -> dict[str, str]:

@@ -24,9 +24,11 @@ from reap_stream.inspection import (
 )
 from reap_stream.memory import BudgetError, MemoryPlan, gib
 from reap_stream.model.described import open_or_describe
+from reap_stream.model.mtp_head import MtpHead
 from reap_stream.model.opened import OpenedModel
+from reap_stream.mtp_choice import choose_mtp
 from reap_stream.preparation import choose_device, choose_dtype, memory_for
-from reap_stream.pruning import Variant, check_config, plan_variants, read_targets
+from reap_stream.pruning import Variant, check_config, plan_variants, read_targets, recoded
 from reap_stream.scoring.selection import Target, kept_count
 from reap_stream.serving import engine_warnings
 from reap_stream.settings import OutputSettings, RunSettings
@@ -145,12 +147,19 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
     dtype = choose_dtype(run.compute_dtype, open_config(run.model).config, device)
     described = open_or_describe(run.model, dtype=dtype, trust_remote_code=run.trust_remote_code)
     model = described.model
+    mtp = choose_mtp(model, output.mtp, device)
+    output = replace(output, mtp=mtp.kind)
+    model = recoded(model, output, mtp.kind)
     variants = plan_variants(model, read_targets(model, output), output)
     check_config(model, variants, output.mtp)
     tokens = samples * run.sequence_length
-    memory, shortage = _memory(model, tokens, device, run)
+    memory, shortage = _memory(model, tokens, device, run, mtp.head)
     calibration = _pass_plan(model, tokens, device, memory, fits=shortage is None)
-    common = [*_common_warnings(model, calibration), *([shortage] if shortage else [])]
+    common = [
+        *mtp.notes,
+        *_common_warnings(model, calibration),
+        *([shortage] if shortage else []),
+    ]
     # An old snapshot stays until the new one is whole.
     copies = 3 if memory.spill else 2
     return PruningPlan(
@@ -176,15 +185,19 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
 
 
 def _memory(
-    model: OpenedModel, tokens: int, device: torch.device, run: RunSettings
+    model: OpenedModel,
+    tokens: int,
+    device: torch.device,
+    run: RunSettings,
+    head: MtpHead | None,
 ) -> tuple[MemoryPlan, str | None]:
     """The memory of the pass, and what is wrong with the budget, if anything is."""
     longest = run.sequence_length
     try:
-        return memory_for(model, tokens, device, run, longest_row=longest), None
+        return memory_for(model, tokens, device, run, longest_row=longest, head=head), None
     except BudgetError as error:
         enough = replace(run, memory=error.least + _SLACK_NBYTES)
-        least = memory_for(model, tokens, device, enough, longest_row=longest)
+        least = memory_for(model, tokens, device, enough, longest_row=longest, head=head)
         least = replace(least, peak_host=error.least)
         return least, f"prune would refuse: {error}"
 
@@ -194,14 +207,13 @@ def _pass_plan(
 ) -> PassPlan:
     network = model.architecture.model
     dtype: torch.dtype = network.dtype
-    hidden = int(network.get_input_embeddings().weight.shape[-1])
     return PassPlan(
         tokens=tokens,
         device=str(device),
         compute_dtype=str(dtype).removeprefix("torch."),
         memory_budget_bytes=memory.budget,
         batch_tokens=memory.batch_tokens,
-        hidden_state_bytes=tokens * hidden * dtype.itemsize,
+        hidden_state_bytes=memory.hidden_nbytes,
         hidden_states_in_file=memory.spill,
         expert_slots=memory.expert_slots,
         fits=fits,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +16,20 @@ from reap_stream.calibration.spec import CalibrationSpec, parse_spec
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import open_config
 from reap_stream.errors import CalibrationError, UsageError
-from reap_stream.memory import MemoryPlan, measure_demands, plan_memory
-from reap_stream.model.layer import layer_feeds
+from reap_stream.memory import (
+    MemoryPlan,
+    larger_demands,
+    measure_demands,
+    mtp_demands,
+    plan_memory,
+)
+from reap_stream.model.feeds import layer_feeds
+from reap_stream.model.handover import Handover, read_handover
+from reap_stream.model.mtp_head import MtpHead
 from reap_stream.model.opened import OpenedModel, check_forward, open_model
 from reap_stream.model.skeleton import Skeleton
 from reap_stream.model.transformers_api import load_tokenizer
+from reap_stream.mtp_choice import MtpChoice
 from reap_stream.scoring.saliency import METHODS
 from reap_stream.settings import RunSettings
 
@@ -38,6 +47,8 @@ class Preparation:
         device: where layers run.
         dtype: what they compute in.
         memory: how the memory is divided.
+        mtp: what happens to next-token-prediction layers.
+        handover: what goes from layer to layer.
     """
 
     run: RunSettings
@@ -46,6 +57,19 @@ class Preparation:
     device: torch.device
     dtype: torch.dtype
     memory: MemoryPlan
+    mtp: MtpChoice
+    handover: Handover
+
+    @property
+    def moe_layers(self) -> list[int]:
+        """Layers that are scored, ascending: the decoder's, then next-token-prediction layers."""
+        head = self.mtp.head
+        return [*self.model.architecture.moe_layers, *(head.moe_layers if head else ())]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that must run: none behind the last that is scored."""
+        return self.moe_layers[-1] + 1
 
     def job_settings(self) -> dict[str, Any]:
         """What decides the result; compared when a job is resumed."""
@@ -60,8 +84,17 @@ class Preparation:
         }
 
 
-def prepare_run(run: RunSettings) -> Preparation:
+def prepare_run(
+    run: RunSettings,
+    choose: Callable[[OpenedModel, torch.device], MtpChoice] | None = None,
+    recode: Callable[[OpenedModel, MtpChoice], OpenedModel] | None = None,
+) -> Preparation:
     """Opens the model and the calibration data, and plans the memory.
+
+    Args:
+        run: the model, the data, and how it is run.
+        choose: decides what happens to next-token-prediction layers; None: they are not run.
+        recode: decides in which format weights are written; None: as they are, or not at all.
 
     Raises:
         ReapStreamError: anything that would make the pass fail later, found now.
@@ -77,29 +110,41 @@ def prepare_run(run: RunSettings) -> Preparation:
     dtype = choose_dtype(run.compute_dtype, open_config(run.model).config, device)
     model = open_model(run.model, dtype=dtype, trust_remote_code=run.trust_remote_code)
     check_forward(model)
+    mtp = MtpChoice("match") if choose is None else choose(model, device)
+    model = model if recode is None else recode(model, mtp)
     corpus = load_corpus(
         specs,
         read_tokenizer(run, specs),
         samples=run.samples,
         sequence_length=run.sequence_length,
         seed=run.seed,
-        vocab_size=model.architecture.model.get_input_embeddings().weight.shape[0],
+        vocab_size=model.architecture.embedding.weight.shape[0],
     )
     longest = max(row.tokens.size for row in corpus.rows)
-    memory = memory_for(model, corpus.num_tokens, device, run, longest_row=longest)
-    _try_embedding(model, corpus, device)
-    return Preparation(run, model, corpus, device, dtype, memory)
+    handover = read_handover(model.architecture, device, longest)
+    memory = memory_for(
+        model,
+        corpus.num_tokens,
+        device,
+        run,
+        longest_row=longest,
+        head=mtp.head,
+    )
+    _try_embedding(model, corpus, device, handover)
+    return Preparation(run, model, corpus, device, dtype, memory, mtp, handover)
 
 
-def _try_embedding(model: OpenedModel, corpus: Corpus, device: torch.device) -> None:
+def _try_embedding(
+    model: OpenedModel, corpus: Corpus, device: torch.device, handover: Handover
+) -> None:
     """Runs the model around its layers once, on two tokens.
 
     Raises:
-        UnsupportedError: the model does more between its layers than hand hidden states on.
+        UnsupportedError: the embedding cannot be read row by row.
     """
     tokens = np.resize(corpus.rows[0].tokens, (1, 2)).astype(np.int64)
     with Reader() as reader:
-        Skeleton(model, reader, device).embed(tokens)
+        Skeleton(model, reader, device, handover).embed(tokens)
 
 
 def read_tokenizer(run: RunSettings, specs: list[CalibrationSpec]) -> Callable[..., Any] | None:
@@ -162,19 +207,38 @@ def memory_for(
     run: RunSettings,
     *,
     longest_row: int,
+    head: MtpHead | None = None,
 ) -> MemoryPlan:
     """The memory of a pass of `num_tokens` tokens, in rows of up to `longest_row`.
 
+    Args:
+        model: the model.
+        num_tokens: of the calibration data.
+        device: where layers run.
+        run: the budget and the batches.
+        longest_row: tokens of the longest row.
+        head: next-token-prediction layers that are run too.
+
     Raises:
         UsageError: the budget cannot hold it.
+        UnsupportedError: the model's layers cannot be run one by one.
     """
     architecture = model.architecture
     dtype: torch.dtype = architecture.model.dtype
-    hidden = int(architecture.model.get_input_embeddings().weight.shape[-1])
+    handover = read_handover(architecture, device, longest_row)
     feeds = layer_feeds(architecture, model.tensor_map)
+    demands = measure_demands(
+        architecture, feeds, dtype, longest_row=longest_row, handover=handover
+    )
+    if head is not None:
+        own = head.opened
+        feeds = layer_feeds(own.architecture, own.tensor_map)
+        other = mtp_demands(own.architecture, feeds, dtype, longest_row=longest_row)
+        demands = larger_demands(demands, other)
+    demands = replace(demands, writing=model.change.working_nbytes)
     return plan_memory(
-        measure_demands(architecture, feeds, dtype, longest_row=longest_row),
-        hidden_nbytes=num_tokens * hidden * dtype.itemsize,
+        demands,
+        hidden_nbytes=num_tokens * handover.token_nbytes,
         budget=run.memory,
         batch_tokens=run.batch_tokens,
         device=device,

@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
-from reap_stream.checkpoint.configedit import edit_config, render_config
+from reap_stream.checkpoint.configedit import (
+    SIDE_FILES_NAMING_MODULES,
+    edit_config,
+    render_config,
+)
 from reap_stream.checkpoint.layout import OutputPlan, plan_layout
 from reap_stream.checkpoint.output import OutputWriter, check_free_space
+from reap_stream.checkpoint.publish import carried_files, side_file_chunks
+from reap_stream.checkpoint.refs import WHOLE, Role
 from reap_stream.model.opened import OpenedModel
+from reap_stream.recoding.recode import recode
 from reap_stream.scoring.selection import Target, check_routing, parse_targets
 from reap_stream.settings import OutputSettings
 from reap_stream.verification import SourceFacts
@@ -54,12 +61,31 @@ def read_targets(model: OpenedModel, output: OutputSettings) -> list[Target]:
 def source_facts(model: OpenedModel, mtp: str | None) -> SourceFacts:
     """What writing and verifying must know of the source."""
     return SourceFacts(
-        roles=model.tensor_map.roles,
+        roles=written_roles(model, mtp),
         num_experts=model.architecture.num_experts,
         count_paths=model.architecture.count_paths,
         dropped=model.tensor_map.mtp_tensors if mtp == "drop" else frozenset(),
         mtp_dropped=mtp == "drop",
+        change=model.change,
     )
+
+
+def written_roles(model: OpenedModel, mtp: str | None) -> dict[str, Role]:
+    """What pruning does to each tensor: nothing to prediction layers that are kept as they are."""
+    roles = dict(model.tensor_map.roles)
+    for name in model.tensor_map.mtp_tensors if mtp == "keep" else ():
+        roles[name] = replace(WHOLE, recipe=roles[name].recipe)
+    return roles
+
+
+def recoded(model: OpenedModel, output: OutputSettings, mtp: str) -> OpenedModel:
+    """The model with its weights to be written as `output` says, prediction layers as `mtp` does.
+
+    Raises:
+        UnsupportedError: a weight cannot be decoded, or engines know no names for the result.
+        UsageError: weights that are to stay are quantised in another way.
+    """
+    return recode(model, output.weights, experts_only=output.fp8_experts_only, mtp=mtp)
 
 
 def plan_variants(
@@ -105,8 +131,10 @@ def open_writers(
     return writers
 
 
-def with_mtp(model: OpenedModel, kept: Kept) -> Kept:
-    """Adds the next-token-prediction layers, which borrow the last MoE layer's choice."""
+def with_mtp(model: OpenedModel, kept: Kept, mtp: str | None) -> Kept:
+    """Adds the next-token-prediction layers where these borrow the last MoE layer's choice."""
+    if mtp != "match":
+        return dict(kept)
     last = kept[model.architecture.moe_layers[-1]]
     return {**kept, **dict.fromkeys(model.mtp_kept_layers(), last)}
 
@@ -114,11 +142,11 @@ def with_mtp(model: OpenedModel, kept: Kept) -> Kept:
 def config_text(model: OpenedModel, kept: Kept, keep: int, mtp: str | None) -> str:
     """config.json of a pruned checkpoint."""
     edited = edit_config(
-        model.checkpoint.config,
+        model.change.seen_on(model.checkpoint).config,
         model.architecture.count_paths,
-        model.architecture.num_experts,
-        keep,
+        (model.architecture.num_experts, keep),
         kept,
+        names=model.checkpoint.tensors,
         mtp_dropped=mtp == "drop",
     )
     return render_config(edited)
@@ -134,12 +162,23 @@ def kept_document(model: OpenedModel, kept: Mapping[int, Sequence[int]]) -> byte
 
 
 def check_config(model: OpenedModel, variants: Sequence[Variant], mtp: str | None) -> None:
-    """Refuses, before any work, a config.json that could not be written for a pruned model.
+    """Refuses, before any work, settings that could not be written for a pruned model.
 
     Raises:
-        UnsupportedError: an entry of it names experts in a way that cannot be renumbered.
+        UnsupportedError: an entry of config.json, or of a file with quantisation settings beside
+            it, names experts in a way that cannot be renumbered.
+        CheckpointError: such a file is damaged.
     """
+    source = model.change.seen_on(model.checkpoint)
     for variant in variants:
-        first = tuple(range(variant.target.keep))
-        kept = with_mtp(model, dict.fromkeys(model.architecture.moe_layers, first))
+        # Layers that keep different experts: an entry for all layers that can be renumbered then
+        # can be renumbered whichever they keep.
+        last = model.architecture.num_experts
+        ends = (range(variant.target.keep), range(last - variant.target.keep, last))
+        layers = enumerate(model.architecture.moe_layers)
+        kept = {layer: tuple(ends[place % 2]) for place, layer in layers}
+        kept = with_mtp(model, kept, "match" if mtp == "score" else mtp)
         config_text(model, kept, variant.target.keep, mtp)
+        for name in SIDE_FILES_NAMING_MODULES.intersection(carried_files(source, set())):
+            for _ in side_file_chunks(source, name, kept):
+                pass

@@ -49,6 +49,7 @@ class Summary:
     def notes(self) -> list[str]:
         """What the user should know beside the figures."""
         notes = list(self.details.get("calibration", {}).get("notes", []))
+        notes += self.details.get("mtp", {}).get("notes", [])
         unreached = self.details.get("unreached_experts", {})
         if unreached:
             count = sum(len(experts) for experts in unreached.values())
@@ -111,6 +112,7 @@ def run_details(ready: Preparation, settings: Mapping[str, Any]) -> dict[str, An
             "sha256": corpus.sha256,
             "notes": list(corpus.notes),
         },
+        "mtp": ready.mtp.record(ready.model),
         "memory": {
             "budget_nbytes": ready.memory.budget,
             "predicted_peak_nbytes": ready.memory.peak_host,

@@ -15,10 +15,12 @@ from typing import Any, Final
 import numpy as np
 
 from reap_stream.checkpoint.layout import OutputPlan, OutputTensor
+from reap_stream.checkpoint.mixed_precision import mixed_layers
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.formats import known_formats
 from reap_stream.formats.fp8 import DEFAULT_BLOCK, Fp8
+from reap_stream.formats.settings import quantization_settings
 from reap_stream.model.opened import OpenedModel
 from reap_stream.pruning import Kept, Variant
 
@@ -53,10 +55,10 @@ def serving_warnings(plan: OutputPlan, hidden: int, block: tuple[int, int]) -> I
 
 def engine_warnings(model: OpenedModel, variant: Variant) -> list[str]:
     """`serving_warnings` for one target of a job."""
-    hidden = int(model.architecture.model.get_input_embeddings().weight.shape[-1])
+    hidden = int(model.architecture.embedding.weight.shape[-1])
     formats = known_formats(model.checkpoint.config)
     block = next((fmt.block for fmt in formats if isinstance(fmt, Fp8)), DEFAULT_BLOCK)
-    return list(serving_warnings(variant.plan, hidden, block))
+    return [*serving_warnings(variant.plan, hidden, block), *_mixed_warnings(model, variant)]
 
 
 def serving_record(
@@ -72,6 +74,19 @@ def serving_record(
                 "activation_scale_changes": {name: list(pair) for name, pair in changes.items()},
             }
     return record
+
+
+def _mixed_warnings(model: OpenedModel, variant: Variant) -> Iterator[str]:
+    checkpoint = model.checkpoint
+    settings = quantization_settings(checkpoint.config)
+    mixed = mixed_layers(settings, checkpoint.tensors, model.architecture.num_layers)
+    if mixed and variant.plan.keep < variant.plan.num_experts:
+        more = f" and {len(mixed) - 3} more" if len(mixed) > 3 else ""
+        yield (
+            f"config.json's quantisation settings do not treat the experts of layers "
+            f"{', '.join(map(str, mixed[:3]))}{more} alike: engines ask them of a layer's first "
+            "expert alone, and after pruning that may be one of the other kind"
+        )
 
 
 def is_activation_scale(out: OutputTensor) -> bool:

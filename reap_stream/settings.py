@@ -113,8 +113,10 @@ class OutputSettings:
         sparsity: comma-separated fractions to remove, or None.
         keep: comma-separated counts to keep, or None.
         weights: in which format kept weights are written.
+        fp8_experts_only: only routed experts are written in that format.
         max_shard_nbytes: most bytes of a shard.
-        mtp: what happens to next-token-prediction layers; None: the default.
+        mtp: what happens to next-token-prediction layers, one of `MTP_CHOICES`; None: ``score``
+            where they can be run, else ``match``.
         overwrite: replace an existing output.
         resume: go on with a half-done job.
         snapshot_seconds: least time between two snapshots of the hidden states.
@@ -124,6 +126,7 @@ class OutputSettings:
     sparsity: str | None = None
     keep: str | None = None
     weights: str = "keep"
+    fp8_experts_only: bool = False
     max_shard_nbytes: int = 5 * 10**9
     mtp: str | None = None
     overwrite: bool = False
@@ -135,22 +138,10 @@ class OutputSettings:
         if self.overwrite and self.resume:
             message = "--overwrite starts anew and --resume goes on: give one of them"
             raise UsageError(message)
-        if self.weights != "keep":
+        if self.fp8_experts_only and not self.weights.startswith("fp8"):
             message = (
-                f"--weights {self.weights} is not in this version: kept weights are written as "
-                "they are (--weights keep)"
-            )
-            raise UsageError(message)
-        if self.mtp == "score":
-            message = (
-                "--mtp score is not in this version; --mtp match borrows the last layer's choice, "
-                "--mtp drop leaves the layer out"
-            )
-            raise UsageError(message)
-        if self.mtp == "keep":
-            message = (
-                "--mtp keep would leave the next-token-prediction layer with more experts than "
-                "the rest, and serving engines read one number for all; use match or drop"
+                f"--fp8-experts-only says what --weights fp8 and fp8-channel leave alone; it has "
+                f"no meaning with --weights {self.weights}"
             )
             raise UsageError(message)
 
@@ -160,6 +151,7 @@ class OutputSettings:
             "sparsity": self.sparsity,
             "keep": self.keep,
             "weights": self.weights,
+            "fp8_experts_only": self.fp8_experts_only,
             "max_shard_nbytes": self.max_shard_nbytes,
-            "mtp": self.mtp or "match",
+            "mtp": self.mtp or "score",
         }

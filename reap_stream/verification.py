@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final
 from reap_stream.checkpoint.compare import Comparison
 from reap_stream.checkpoint.configedit import edit_config
 from reap_stream.checkpoint.files import open_regular, read_small
+from reap_stream.checkpoint.format_change import KEPT, FormatChange
 from reap_stream.checkpoint.index import INDEX_NAME
 from reap_stream.checkpoint.layout import plan_layout
 from reap_stream.checkpoint.pieces import kept_faults
@@ -48,6 +49,7 @@ class SourceFacts:
         dropped: tensors that pruning left out.
         mtp_dropped: next-token-prediction layers were left out, so config.json speaks of none;
             the source may have had no tensor of them.
+        change: how weights are written where not as the source has them.
     """
 
     roles: Mapping[str, Role]
@@ -55,6 +57,7 @@ class SourceFacts:
     count_paths: tuple[tuple[str, ...], ...]
     dropped: frozenset[str] = frozenset()
     mtp_dropped: bool = False
+    change: FormatChange = KEPT
 
     @property
     def layers(self) -> set[int]:
@@ -77,6 +80,7 @@ class VerificationReport:
         layers: number of layers with experts.
         side_files: number of files copied along.
         mtp_layers: how many of the layers are next-token-prediction layers, where that is known.
+        computed: how many of the tensors were computed from the source and not copied.
     """
 
     tensors: int
@@ -85,6 +89,7 @@ class VerificationReport:
     layers: int
     side_files: int
     mtp_layers: int = 0
+    computed: int = 0
 
 
 def verify(
@@ -107,7 +112,7 @@ def verify(
         UnsupportedError: the source cannot be pruned at all.
         ReadError: a file could not be read while it was compared.
     """
-    source = open_checkpoint(source_directory)
+    source = facts.change.seen_on(open_checkpoint(source_directory))
     kept = _read_kept(directory, facts)
     keep = len(next(iter(kept.values())))
     plan = plan_layout(source.tensors, facts.roles, facts.num_experts, keep, dropped=facts.dropped)
@@ -127,7 +132,10 @@ def verify(
     if faults:
         raise VerificationError(_summary(directory, faults))
     side_files = len(carried_files(source, {_MODEL_CARD}))
-    return VerificationReport(len(plan.tensors), plan.total_size, keep, len(kept), side_files)
+    computed = sum(out.recipe is not None for out in plan.tensors.values())
+    return VerificationReport(
+        len(plan.tensors), plan.total_size, keep, len(kept), side_files, computed=computed
+    )
 
 
 class _Check:
@@ -170,9 +178,9 @@ class _Check:
         expected = edit_config(
             self._source.config,
             facts.count_paths,
-            facts.num_experts,
-            self._plan.keep,
+            (facts.num_experts, self._plan.keep),
             kept,
+            names=self._source.tensors,
             mtp_dropped=facts.mtp_dropped or bool(facts.dropped),
         )
         for key in sorted(expected.keys() | found.keys()):

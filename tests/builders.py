@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from safetensors.torch import load_file, save_file
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from tests.families import COMMON, Family
+from tests.families import COMMON, NUM_EXPERTS, Family
 
 VOCABULARY = COMMON["vocab_size"]
 # Widths of three calibration files: rows of one batch differ in length, so batches are padded.
@@ -20,19 +21,45 @@ ROW_SHAPES = ((4, 24), (3, 17), (1, 9))
 
 
 def tiny_config(family: Family, **changes: Any) -> Any:
-    """The family's config with tiny sizes."""
-    return AutoConfig.for_model(
-        family.config_type or family.model_type, **{**COMMON, **family.values, **changes}
-    )
+    """The family's config with tiny sizes; `changes` of the text part, dotted where nested."""
+    values = {**COMMON, **family.values}
+    for key, value in changes.items():
+        values = _merged(values, _nested(key.split("."), value))
+    values = _merged(_nested(family.text, values), family.around)
+    values["tie_word_embeddings"] = changes.get("tie_word_embeddings", False)
+    return AutoConfig.for_model(family.config_type or family.model_type, **values)
+
+
+def _nested(keys: Sequence[str], value: Any) -> dict[str, Any]:
+    for key in reversed(keys):
+        value = {key: value}
+    return dict(value)
+
+
+def _merged(values: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
+    both = dict(values)
+    for key, value in more.items():
+        old = both.get(key)
+        deeper = isinstance(old, Mapping) and isinstance(value, Mapping)
+        both[key] = _merged(old, value) if deeper else value
+    return both
+
+
+def model_class(family: Family) -> Any:
+    """The class of transformers by which a model of the family is made and loaded."""
+    return getattr(transformers, family.auto)
 
 
 def tiny_model(family: Family, seed: int = 0, **changes: Any) -> Any:
     """A float32 model with random weights, spread enough that routing is decided clearly."""
     torch.manual_seed(seed)
-    model = AutoModelForCausalLM.from_config(tiny_config(family, **changes), dtype=torch.float32)
+    config = tiny_config(family, **changes)
+    model = model_class(family).from_config(config, dtype=torch.float32)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, tensor in model.state_dict().items():
+            if name.endswith("tid2eid"):
+                tensor.copy_(token_table(tensor.shape, generator))
             if not tensor.is_floating_point():
                 continue
             noise = torch.randn(tensor.shape, generator=generator).to(tensor.dtype)
@@ -45,6 +72,11 @@ def tiny_model(family: Family, seed: int = 0, **changes: Any) -> Any:
             elif tensor.dim() >= 2 and "conv" not in name and "A_log" not in name:
                 tensor.copy_(noise * 0.3)
     return model.eval()
+
+
+def token_table(shape: torch.Size, generator: torch.Generator) -> torch.Tensor:
+    """Rows of different experts, as hash-routed layers look them up by token id."""
+    return torch.rand((shape[0], NUM_EXPERTS), generator=generator).argsort()[:, : shape[1]]
 
 
 def save(model: Any, directory: Path, **options: Any) -> Path:
@@ -170,31 +202,52 @@ def _scales(
     return (scale.reshape(()) if scheme == "tensor" else scale), grown
 
 
-def add_mtp(source: Path, directory: Path, style: str) -> Path:
-    """Adds a next-token-prediction layer to a checkpoint, alike its last layer.
+def add_mtp(source: Path, directory: Path, style: str, count: int = 1) -> Path:
+    """Adds next-token-prediction layers to a checkpoint, alike its last layer.
 
     Args:
-        source: the checkpoint without one.
+        source: the checkpoint without them.
         directory: the new one.
-        style: ``nextn``: ``model.layers.N`` as GLM and DeepSeek; ``mtp``: ``mtp.layers.0`` as Qwen.
+        style: ``nextn``: ``model.layers.N`` as GLM and DeepSeek, embeddings and head stored again;
+            ``mtp``: ``mtp.layers.0`` as Qwen; ``mimo``: ``model.mtp.layers.0`` as MiMo.
+        count: how many; ``mtp`` holds one.
     """
     tensors, config = load_tensors(source), read_config(source)
-    count = config["num_hidden_layers"]
-    last = f"model.layers.{count - 1}."
-    prefix = f"model.layers.{count}." if style == "nextn" else "mtp.layers.0."
-    generator = torch.Generator().manual_seed(9)
-
-    def noise(shape: tuple[int, ...]) -> torch.Tensor:
-        return torch.randn(shape, generator=generator) * 0.3
-
-    for name in [name for name in tensors if name.startswith(last)]:
-        tensors[prefix + name.removeprefix(last)] = noise(tuple(tensors[name].shape))
+    number = config["num_hidden_layers"]
+    last = f"model.layers.{number - 1}."
     hidden = config["hidden_size"]
-    own = {"eh_proj.weight": (hidden, 2 * hidden), "enorm.weight": (hidden,)}
-    own["shared_head.head.weight"] = (VOCABULARY, hidden)
+    generator = torch.Generator().manual_seed(9)
+    block = {n.removeprefix(last): t.shape for n, t in tensors.items() if n.startswith(last)}
+
+    def noise(name: str, shape: Sequence[int]) -> torch.Tensor:
+        values = torch.randn(*shape, generator=generator) * 0.3
+        return values + 1 if "norm" in name else values
+
+    for index in range(count):
+        prefix = {
+            "nextn": f"model.layers.{number + index}.",
+            "mtp": "mtp.layers.0.",
+            "mimo": f"model.mtp.layers.{index}.",
+        }[style]
+        own = {
+            "nextn": _joining("eh_proj", "enorm", "hnorm", "shared_head.norm", hidden),
+            "mtp": {},
+            "mimo": _joining("eh_proj", "enorm", "hnorm", "final_layernorm", hidden),
+        }[style]
+        if style == "nextn":
+            own["shared_head.head.weight"] = own["embed_tokens.weight"] = (VOCABULARY, hidden)
+        for name, shape in {**block, **own}.items():
+            tensors[prefix + name] = noise(name, shape)
     if style == "mtp":
-        prefix = "mtp."
-        own = {"fc.weight": (hidden, 2 * hidden), "pre_fc_norm_hidden.weight": (hidden,)}
-    for name, shape in own.items():
-        tensors[prefix + name] = noise(shape)
-    return write_checkpoint(directory, tensors, {**config, "num_nextn_predict_layers": 1})
+        names = ("fc", "pre_fc_norm_embedding", "pre_fc_norm_hidden", "norm")
+        for name, shape in _joining(*names, hidden).items():
+            tensors[f"mtp.{name}"] = noise(name, shape)
+    return write_checkpoint(directory, tensors, {**config, "num_nextn_predict_layers": count})
+
+
+def _joining(
+    projection: str, enorm: str, hnorm: str, norm: str, hidden: int
+) -> dict[str, tuple[int, ...]]:
+    """What a prediction layer has beside its decoder layer."""
+    norms = {f"{name}.weight": (hidden,) for name in (enorm, hnorm, norm)}
+    return {f"{projection}.weight": (hidden, 2 * hidden), **norms}

@@ -15,6 +15,7 @@ from safetensors.numpy import load_file
 from reap_stream.calibration.batches import plan_batches
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.forward import ForwardPass
+from reap_stream.mtp_choice import choose_mtp
 from reap_stream.pipeline import prune
 from reap_stream.preparation import Preparation, prepare_run
 from reap_stream.progress import Progress
@@ -77,9 +78,9 @@ def stream(ready: Preparation, scratch: Path, **memory: Any) -> Streamed:
         forward = ForwardPass(ready, reader, spill_path=scratch / "spill", progress=progress)
         stack.enter_context(forward)
         forward.embed()
-        for index in range(architecture.num_layers):
+        for index in range(max(architecture.num_layers, ready.num_layers)):
             accumulator = None
-            if index in architecture.experts_paths:
+            if index in ready.moe_layers:
                 accumulator = SaliencyAccumulator(
                     architecture.num_experts, len(corpus.sources), ready.device
                 )
@@ -101,9 +102,12 @@ def _by_row(forward: ForwardPass, ready: Preparation) -> list[torch.Tensor]:
     return [rows[number] for number in range(len(lengths))]
 
 
-def prepare(model: Path, calibration: Sequence[str], **options: Any) -> Preparation:
+def prepare(
+    model: Path, calibration: Sequence[str], mtp: str = "match", **options: Any
+) -> Preparation:
     """`prepare_run` with the settings of `run_settings`."""
-    return prepare_run(run_settings(model, calibration, **options))
+    settings = run_settings(model, calibration, **options)
+    return prepare_run(settings, lambda opened, device: choose_mtp(opened, mtp, device))
 
 
 def corpus_rows(ready: Preparation) -> list[np.ndarray[Any, Any]]:

@@ -16,14 +16,24 @@ from typing import Any
 
 import numpy as np
 import torch
+import transformers
 from torch import nn
-from transformers import AutoModelForCausalLM
 
-from tests.builders import load_tensors
+from tests.builders import load_tensors, read_config
 from tests.families import NUM_EXPERTS
 
 _EXPERT = re.compile(r"\.experts\.(\d+)\.")
-_LAYER = re.compile(r"\.layers\.(\d+)\.")
+_LAYER = re.compile(r"\.(?:layers|blocks)\.(\d+)\.")
+# Parts of vision-language and omni models that text does not run through.
+_OTHERS = re.compile(r"\.(?:\w*visi?on\w*|visual|\w*audio\w*|talker|code2wav|vit|towers?)\.")
+# Experts that do not go through transformers' experts call → how far above them the module is that
+# is called with the router's choice, or chooses.
+_OWN_CALL = {
+    "Step3p7Experts": 0,
+    "LongcatFlashExperts": 0,
+    "DbrxExpertGLU": 1,
+    "Llama4TextExperts": 1,
+}
 
 
 @dataclass(frozen=True)
@@ -55,26 +65,51 @@ class Sums:
 
 def load_model(directory: Path, dtype: torch.dtype = torch.float32) -> Any:
     """The whole model as transformers loads it, experts run by its own eager code."""
-    model = AutoModelForCausalLM.from_pretrained(
+    model = load_class(directory).from_pretrained(
         directory, dtype=dtype, experts_implementation="eager"
     )
     return model.eval()
 
 
+def load_class(directory: Path) -> Any:
+    """The class that config.json names."""
+    (name,) = read_config(directory)["architectures"]
+    return getattr(transformers, name, transformers.AutoModelForCausalLM)
+
+
 def experts_modules(model: nn.Module) -> dict[int, nn.Module]:
-    """Layer → the module behind transformers' experts call."""
+    """Layer of the text decoder → the module that holds its routed experts' weights."""
     found = {}
     for name, module in model.named_modules():
         match = _LAYER.search(f".{name}.")
-        if match and hasattr(module, "is_concatenated") and hasattr(module, "has_gate"):
+        if match and not _OTHERS.search(f".{name}.") and _holds_experts(module):
             found[int(match[1])] = module
+    return found
+
+
+def _holds_experts(module: nn.Module) -> bool:
+    called = hasattr(module, "is_concatenated") and hasattr(module, "has_gate")
+    return called or type(module).__name__ in _OWN_CALL
+
+
+def _calls_experts(model: nn.Module) -> dict[int, nn.Module]:
+    """Layer → the module that is called with tokens and their choice, or that chooses."""
+    holders = experts_modules(model)
+    names = {id(module): name for name, module in model.named_modules()}
+    found = {}
+    for layer, module in holders.items():
+        levels = _OWN_CALL.get(type(module).__name__, 0)
+        path = names[id(module)].split(".")
+        found[layer] = model.get_submodule(".".join(path[: len(path) - levels]))
     return found
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers, in order."""
     for name, module in model.named_modules():
-        if name.rpartition(".")[2] == "layers" and isinstance(module, nn.ModuleList):
+        text = not _OTHERS.search(f".{name}.")
+        listed = name.rpartition(".")[2] in ("layers", "blocks")
+        if text and listed and isinstance(module, nn.ModuleList):
             return list(module)
     raise AssertionError(type(model).__name__)
 
@@ -113,13 +148,16 @@ class Reference:
             def hook(module: nn.Module, args: Any, kwargs: Any) -> None:
                 names = ("hidden_states", "top_k_index", "top_k_weights")
                 given = [*args, *(kwargs[name] for name in names if name in kwargs)]
-                self.calls[number].append(ExpertsCall(*(tensor.clone() for tensor in given)))
+                hidden = given[0].reshape(-1, given[0].shape[-1])
+                choice = given[1:] or _llama4_choice(module, hidden)
+                clones = (tensor.clone() for tensor in (hidden, *choice))
+                self.calls[number].append(ExpertsCall(*clones))
 
             return hook
 
         layers = decoder_layers(self.model)
         handles = [layer.register_forward_hook(keep_state(n)) for n, layer in enumerate(layers)]
-        for number, module in experts_modules(self.model).items():
+        for number, module in _calls_experts(self.model).items():
             handles.append(module.register_forward_pre_hook(keep_call(number), with_kwargs=True))
         return handles
 
@@ -139,6 +177,9 @@ class Reference:
 
 def run(model: nn.Module, row: np.ndarray[Any, Any]) -> torch.Tensor:
     """Logits of one row, [tokens, vocabulary]."""
+    if type(model).forward is nn.Module.forward:
+        # An omni model: its thinker reads and writes text.
+        model = model.get_submodule("thinker")
     with torch.no_grad():
         logits: torch.Tensor = model(input_ids=torch.from_numpy(row)[None], use_cache=False).logits
     return logits[0]
@@ -146,16 +187,18 @@ def run(model: nn.Module, row: np.ndarray[Any, Any]) -> torch.Tensor:
 
 def naive_sums(module: Any, calls: Iterable[ExpertsCall]) -> Sums:
     """The sums of eq. 9 and its relatives, one (token, expert) pair after the other."""
-    count = int(module.num_experts)
+    count = NUM_EXPERTS
     tokens = np.zeros(count, np.int64)
     sums = {name: np.zeros(count) for name in ("gate", "norm", "gate_norm", "max")}
     for call in calls:
         for expert in range(count):
-            who, slot = torch.where(call.index == expert)
+            # A gate of zero is a token that was sent nowhere.
+            who, slot = torch.where((call.index == expert) & (call.gates != 0))
             if not len(who):
                 continue
-            norms = _output(module, call.hidden[who], expert).norm(dim=-1).numpy()
-            gates = call.gates[who, slot].double().numpy()
+            gate = call.gates[who, slot].double()
+            norms = _output(module, call.hidden[who], expert, gate).norm(dim=-1).numpy()
+            gates = gate.numpy()
             tokens[expert] += len(who)
             sums["gate"][expert] += gates.sum()
             sums["norm"][expert] += norms.sum()
@@ -164,13 +207,35 @@ def naive_sums(module: Any, calls: Iterable[ExpertsCall]) -> Sums:
     return Sums(tokens, sums["gate"], sums["norm"], sums["gate_norm"], sums["max"])
 
 
-def _output(module: nn.Module, hidden: torch.Tensor, expert: int) -> torch.Tensor:
-    """f_j: the module's own eager forward with one expert a token and a gate weight of one."""
-    index = torch.full((len(hidden), 1), expert)
-    gates = torch.ones(len(hidden), 1, dtype=torch.float64)
+def _output(module: Any, hidden: torch.Tensor, expert: int, gates: torch.Tensor) -> torch.Tensor:
+    """f_j: the module's own eager forward with one expert a token and a gate weight of one.
+
+    Where the gate is on the expert's input: what the expert adds to the sum, over the gate.
+    """
+    hidden = hidden.double()
     with torch.no_grad():
-        output: torch.Tensor = module(hidden.double(), index, gates)
+        if type(module).__name__ == "Llama4TextExperts":
+            given = torch.zeros(NUM_EXPERTS, *hidden.shape, dtype=torch.float64)
+            given[expert] = hidden * gates[:, None]
+            added = module(given.flatten(0, 1)).view(given.shape)[expert]
+            return added / gates[:, None]
+        if type(module).__name__ == "DbrxExpertGLU":
+            rows = [p.view(NUM_EXPERTS, -1, hidden.shape[1])[expert] for p in module.parameters()]
+            return module(hidden, *rows)
+        if type(module).__name__ == "LongcatFlashExperts":
+            gate, up = (hidden @ module.gate_up_proj[expert].T).chunk(2, dim=-1)
+            return (module.act_fn(gate) * up) @ module.down_proj[expert].T
+        index = torch.full((len(hidden), 1), expert)
+        ones = torch.ones(len(hidden), 1, dtype=torch.float64)
+        output: torch.Tensor = module(hidden, index, ones)
     return output
+
+
+def _llama4_choice(block: Any, hidden: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Chosen experts and their gates: all others have a gate of zero."""
+    scores, _ = block.router(hidden)
+    index = torch.stack([row.nonzero()[:, 0] for row in scores])
+    return index, scores.gather(1, index)
 
 
 def best(scores: np.ndarray[Any, Any], keep: int, groups: int) -> list[int]:
@@ -199,10 +264,36 @@ def prune_by_hand(model: Any, smaller: Any, kept: Mapping[int, Sequence[int]]) -
             if before != after:
                 match = _LAYER.search(name)
                 assert match is not None
-                whole = whole.index_select(dim, torch.tensor(list(kept[int(match[1])])))
+                experts = kept[int(match[1])]
+                width = (before - after) // (NUM_EXPERTS - len(experts))
+                places = _blocks(experts, width, before)
+                assert len(places) == after
+                whole = whole.index_select(dim, places)
+        if name.endswith("tid2eid"):
+            match = _LAYER.search(name)
+            assert match is not None
+            whole = rehashed(whole, list(kept[int(match[1])]))
         picked[name] = whole
     smaller.load_state_dict(picked)
     return smaller.eval()
+
+
+def _blocks(experts: Sequence[int], width: int, length: int) -> torch.Tensor:
+    """Positions of experts that take up `width` places each, and of all behind the experts."""
+    own = [expert * width + place for expert in experts for place in range(width)]
+    return torch.tensor([*own, *range(width * NUM_EXPERTS, length)])
+
+
+def rehashed(table: torch.Tensor, kept: list[int]) -> torch.Tensor:
+    """A table of tokens and their experts for the kept ones, entry by entry."""
+    made = []
+    for token, row in enumerate(table.tolist()):
+        new = [kept.index(expert) if expert in kept else None for expert in row]
+        for column, number in enumerate(new):
+            candidates = ((token + column + step) % len(kept) for step in range(len(kept)))
+            new[column] = next(c for c in candidates if c not in new) if number is None else number
+        made.append(new)
+    return torch.tensor(made, dtype=table.dtype)
 
 
 def assert_kept_bytes(
@@ -231,27 +322,40 @@ def expected_tensors(
     expected = {}
     for name, tensor in source.items():
         match = _LAYER.search(f".{name}")
-        number = int(match[1]) if match else -1
-        experts = kept.get(number + num_layers if name.startswith("mtp.") else number)
+        number = int(match[1]) if match and not _OTHERS.search(f".{name}") else -1
+        experts = kept.get(number + num_layers if ".mtp." in f".{name}" else number)
         own = _EXPERT.search(name)
         if experts is None:
             expected[name] = tensor
+        elif name.endswith("tid2eid"):
+            expected[name] = rehashed(tensor, list(experts))
         elif own is None:
             dim = _expert_dim(name, tensor)
-            picked = tensor if dim is None else tensor.index_select(dim, torch.tensor(experts))
-            expected[name] = picked
-        elif int(own[1]) in experts:
-            slot = list(experts).index(int(own[1]))
+            if dim is not None:
+                length = tensor.shape[dim]
+                places = _blocks(experts, length // NUM_EXPERTS, length)
+                picked = tensor.index_select(dim, places)
+            expected[name] = tensor if dim is None else picked
+        elif int(own[1]) in experts or int(own[1]) >= NUM_EXPERTS:
+            # Behind the layer's experts some are numbered that have no place of their own.
+            numbered = [*experts, *range(NUM_EXPERTS, int(own[1]) + 1)]
+            slot = numbered.index(int(own[1]))
             expected[f"{name[: own.start(1)]}{slot}{name[own.end(1) :]}"] = tensor
     return expected
 
 
 def _expert_dim(name: str, tensor: torch.Tensor) -> int | None:
     """Router rows, correction biases and fused experts: the first dimension of that length."""
+    if re.search(r"\.moe\.\w+_proj\.weight$|router_mlp\.out_proj\.weight$|balancing_biases$", name):
+        return 0
     routed = ("gate.", "router", "experts.", "correction_bias", "expert_bias", "_linear.weight")
     if not any(part in name for part in routed) or "shared" in name or "_proj.weight" in name:
         return None
-    return next((d for d, length in enumerate(tensor.shape) if length == NUM_EXPERTS), None)
+    if name.endswith(("experts.mlp.w1", "experts.mlp.v1", "experts.mlp.w2")):
+        return 0
+    # Behind the experts' rows a router may have a few for something else.
+    counts = range(NUM_EXPERTS, NUM_EXPERTS + 5)
+    return next((d for d, length in enumerate(tensor.shape) if length in counts), None)
 
 
 def _bits(tensor: torch.Tensor) -> torch.Tensor:

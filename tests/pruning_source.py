@@ -107,9 +107,12 @@ def _save(directory: Path, arrays: dict[str, np.ndarray]) -> None:
 
 
 def pruned_arrays(
-    arrays: dict[str, np.ndarray], roles: dict[str, Role], kept: dict[int, list[int]]
+    arrays: dict[str, np.ndarray],
+    roles: dict[str, Role],
+    kept: dict[int, list[int]],
+    each: int = 1,
 ) -> dict[str, np.ndarray]:
-    """What the pruned checkpoint must hold, by numpy's own slicing."""
+    """What the pruned checkpoint must hold, by numpy's own slicing; `each`: entries of an expert."""
     pruned = {}
     for name, array in arrays.items():
         role = roles[name]
@@ -119,7 +122,10 @@ def pruned_arrays(
                 parts[role.component] = str(kept[role.layer].index(role.expert))
                 pruned[".".join(parts)] = array
         elif role.dim is not None:
-            pruned[name] = np.take(array, kept[role.layer], axis=role.dim)
+            length = array.shape[role.dim]
+            own = [expert * each + entry for expert in kept[role.layer] for entry in range(each)]
+            places = [*own, *range(length - role.extra, length)]
+            pruned[name] = np.take(array, places, axis=role.dim)
         else:
             pruned[name] = array
     return pruned
@@ -161,7 +167,12 @@ def write_pruned(
         writer.write_layer(layer, kept, lambda _: None)
     writer.sync()
     config = edit_config(
-        checkpoint.config, COUNT_PATHS, source.num_experts, keep, kept, mtp_dropped=bool(dropped)
+        checkpoint.config,
+        COUNT_PATHS,
+        (source.num_experts, keep),
+        kept,
+        names=checkpoint.tensors,
+        mtp_dropped=bool(dropped),
     )
     record = {
         "num_experts": source.num_experts,

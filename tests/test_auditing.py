@@ -126,7 +126,7 @@ DAMAGES = {
         drop("model.layers.0.mlp.up_proj.weight_scale_inv"), "has no scale"
     ),
     "scale of another dtype": (other_dtype, r"BF16 .*F32|F32 .*BF16"),
-    "prediction layer with more experts": (more_mtp_experts, "layers.3"),
+    "prediction layer with more experts": (more_mtp_experts, "layer 3 has 7 experts"),
     "prediction layer gone, key 1": (drop("model.layers.3."), "speaks of 1"),
     "prediction layer there, key 0": (set_config(num_nextn_predict_layers=0), "speaks of 0"),
     "too few experts for top-k": (set_config(num_experts_per_tok=KEEP + 1), "7"),

@@ -116,7 +116,9 @@ def test_decoding_into_part_of_a_larger_matrix():
         ((16, 16), None, "_scale", "has no scale"),
         ((300, 300), torch.ones(2, 2), "_scale_inv", r"\[2, 2\].*\[300, 300\]"),
         ((16, 16), torch.ones(8, 1), "_scale", r"\[8, 1\]"),
-        ((4, 16, 16), torch.ones(4, 1, 1), "_scale", "3 dimensions"),
+        ((4, 16, 16), torch.ones(3, 1, 1), "_scale", r"\[3, 1, 1\], expected 4 experts"),
+        ((4, 16, 16), torch.ones(4, 3, 1), "_scale", r"\[4, 3, 1\]"),
+        ((2, 4, 16, 16), torch.ones(2, 4, 1, 1), "_scale", "4 dimensions"),
     ],
 )
 def test_what_cannot_be_decoded_is_refused(shape, scale, suffix, match):

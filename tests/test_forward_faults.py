@@ -69,8 +69,11 @@ FAULTS = {
         without("model.layers.0.input_layernorm.weight"),
         "no tensor for parameter 'model.layers.0.input_layernorm.weight'",
     ),
-    "packed dense weight": (renamed, "no tensor for parameter 'model.layers.0.self_attn.q_proj"),
-    "INT8 experts": (retyped(torch.int8), "experts.*holds I8 codes"),
+    "packed dense weight": (
+        renamed,
+        r"'model.layers.0.self_attn.q_proj.weight' is stored in a format .*q_proj.weight_packed'",
+    ),
+    "INT16 experts": (retyped(torch.int16), "experts.*holds I16 codes"),
     "packed experts": (halved, "experts.*holds U8 codes"),
     "experts of another width": (
         narrowed,

@@ -52,7 +52,7 @@ def test_the_device_decides_as_the_cpu_does(memory, family_id, tiny, calibration
     source = tiny(family_id)
     expected = stream(prepare(source, calibration), tmp_path)
     found = stream(prepare(source, calibration, device="cuda"), tmp_path, **memory)
-    groups = BY_ID[family_id].values.get("n_group", 1)
+    groups = BY_ID[family_id].groups
     assert kept(found, groups) == kept(expected, groups)
     for layer, stats in expected.stats.items():
         np.testing.assert_array_equal(found.stats[layer].tokens, stats.tokens)

@@ -32,7 +32,7 @@ def plain(tiny, calibration, tmp_path_factory):
 
 
 def kept(streamed, family_id):
-    groups = BY_ID[family_id].values.get("n_group", 1)
+    groups = BY_ID[family_id].groups
     return {
         layer: select(expert_scores(stats, "reap", 0, layer), KEEP, groups)
         for layer, stats in streamed.stats.items()

@@ -18,14 +18,16 @@ ALLOWED = {
     "checkpoint": {"checkpoint"},
     "formats": {"formats", "checkpoint"},
     "model": {"model", "formats", "checkpoint"},
+    "recoding": {"recoding", "model", "formats", "checkpoint"},
     "scoring": {"scoring", "checkpoint"},
     "calibration": {"calibration", "checkpoint"},
 }
 # Modules that may import torch without the forward pass being near.
-TORCH = {"model", "formats"}
+TORCH = {"model", "formats", "recoding"}
 TORCH_MODULES = {
     "reap_stream.calibration.activations",
     "reap_stream.calibration.batches",
+    "reap_stream.calibration.carried",
     "reap_stream.scoring.accumulator",
 }
 INTERNALS = "reap_stream.model.transformers_api"

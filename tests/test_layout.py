@@ -48,6 +48,7 @@ def inventories(draw):
     rng = np.random.default_rng(draw(st.integers(0, 2**32)))
     dims = st.integers(0, 3)
     arrays, roles, kept = {}, {}, {}
+    each = draw(st.integers(1, 3))
 
     def add(name, shape, role):
         dtype = draw(st.sampled_from(list(DTYPES.values())))
@@ -60,15 +61,16 @@ def inventories(draw):
         add(f"{prefix}.whole", tuple(draw(st.lists(dims, max_size=3))), Role())
         before = draw(st.lists(dims, max_size=2))
         after = draw(st.lists(dims, max_size=2))
-        shape = (*before, num_experts, *after)
-        add(f"{prefix}.fused", shape, Role(layer=layer, dim=len(before)))
+        extra = draw(st.integers(0, 2 * num_experts))
+        shape = (*before, num_experts * each + extra, *after)
+        add(f"{prefix}.fused", shape, Role(layer=layer, dim=len(before), extra=extra))
         shape = tuple(draw(st.lists(dims, max_size=2)))
         dtype = draw(st.sampled_from(list(DTYPES.values())))
         for number in draw(st.permutations(range(num_experts))):
             name = f"{prefix}.experts.{number}.w"
             arrays[name] = rng.integers(0, 100, shape).astype(dtype)
             roles[name] = Role(layer, None, number, 3)
-    return num_experts, keep, kept, arrays, roles
+    return (num_experts, keep, each), kept, arrays, roles
 
 
 def as_refs(arrays: dict[str, np.ndarray]) -> tuple[dict[str, TensorRef], bytes]:
@@ -84,7 +86,7 @@ def as_refs(arrays: dict[str, np.ndarray]) -> tuple[dict[str, TensorRef], bytes]
 @settings(max_examples=150, deadline=None)
 @given(inventories(), st.integers(1, 200))
 def test_plan_and_pieces_make_what_numpy_slicing_makes(inventory, max_shard_nbytes):
-    num_experts, keep, kept, arrays, roles = inventory
+    (num_experts, keep, each), kept, arrays, roles = inventory
     tensors, data = as_refs(arrays)
     plan = plan_layout(tensors, roles, num_experts, keep, max_shard_nbytes)
     files = [bytearray(shard.nbytes) for shard in plan.shards]
@@ -111,7 +113,7 @@ def test_plan_and_pieces_make_what_numpy_slicing_makes(inventory, max_shard_nbyt
             filled <= max_shard_nbytes or sum(a.nbytes > 0 for a in arrays_of_shard.values()) == 1
         )
         loaded.update(arrays_of_shard)
-    expected = pruned_arrays(arrays, roles, kept)
+    expected = pruned_arrays(arrays, roles, kept, each)
     assert_same(loaded, expected)
     total = sum(array.nbytes for array in expected.values())
     assert index_json(plan)["metadata"]["total_size"] == plan.total_size == total
@@ -181,6 +183,10 @@ def test_dropped_tensors_are_left_out_and_need_not_be_sound():
         (
             [{"g": (ref("g", "F32", (3, 4), 48), Role(layer=0, dim=0))}],
             r"'g' has shape \[3, 4\].*2 experts were expected along dimension 0",
+        ),
+        (
+            [{"g": (ref("g", "F32", (2, 4), 32), Role(layer=0, dim=0, extra=1))}],
+            r"\[2, 4\].*2 experts and 1 entries behind them were expected along dimension 0",
         ),
         ([{"g": (ref("g", "F32", (2,), 8), Role(layer=0, dim=1))}], r"along dimension 1"),
         (

@@ -218,3 +218,15 @@ def test_the_peak_is_this_process_own():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < resident_nbytes() - 100 * MIB
     assert peak_resident_nbytes() >= ballast.nbytes
+
+
+def test_streams_and_what_is_handed_on_count(tiny):
+    def plan(family_id):
+        model = open_model(tiny(family_id), dtype=torch.float32)
+        settings = run_settings(tiny(family_id), ["builtin"], memory=2**40)
+        return memory_for(model, 1000, CPU, settings, longest_row=50)
+
+    assert plan("glm4_moe").hidden_nbytes == 1000 * 32 * 4
+    assert plan("hy_v4").hidden_nbytes >= 1000 * 3 * 32 * 4
+    # Beside hidden states the choice of 8 tokens, int32, goes on.
+    assert plan("glm_moe_dsa").hidden_nbytes == 1000 * (32 * 4 + 8 * 4)

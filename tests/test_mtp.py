@@ -57,15 +57,6 @@ def test_match_slices_it_like_the_last_moe_layer(family_id, style, with_mtp, cal
 
 
 @EVERY
-def test_match_is_the_default(family_id, style, with_mtp, calibration, tmp_path):
-    source = with_mtp(family_id, style)
-    named = prune_to(tmp_path / "named", source, calibration, KEEP, mtp="match")
-    silent = prune_to(tmp_path / "silent", source, calibration, KEEP)
-    assert read_kept(named) == read_kept(silent)
-    assert load_tensors(named).keys() == load_tensors(silent).keys()
-
-
-@EVERY
 def test_drop_leaves_no_tensor_and_no_count(family_id, style, with_mtp, calibration, tmp_path):
     source = with_mtp(family_id, style)
     output = prune_to(tmp_path / "pruned", source, calibration, KEEP, mtp="drop")
@@ -101,7 +92,7 @@ def test_the_choice_does_not_depend_on_the_prediction_layer(with_mtp, tiny, cali
     plain = prune_to(tmp_path / "plain", tiny("glm4_moe"), calibration, KEEP)
     other = prune_to(tmp_path / "other", with_mtp("glm4_moe", "nextn"), calibration, KEEP)
     found = read_kept(other)
-    del found[3]
+    assert found.pop(3) is not None
     assert found == read_kept(plain)
 
 
@@ -118,13 +109,33 @@ def test_transformers_loads_what_is_left(mtp, with_mtp, calibration, tmp_path):
     assert bool(info["unexpected_keys"]) == (mtp == "match")
 
 
-@pytest.mark.parametrize("mtp", ["keep", "score"])
-def test_keep_and_score_are_refused(mtp, with_mtp, calibration, tmp_path, capsys):
-    source = with_mtp("glm4_moe", "nextn")
-    arguments = ["prune", str(source), "--output", str(tmp_path / "out"), "--keep", "4"]
-    assert main([*arguments, "--calibration", calibration[0], "--mtp", mtp]) == 2
-    assert f"--mtp {mtp}" in capsys.readouterr().err
-    assert not list(tmp_path.iterdir())
+@EVERY
+def test_keep_leaves_every_byte_and_says_so(
+    family_id, style, with_mtp, calibration, tmp_path, capsys
+):
+    source = with_mtp(family_id, style)
+    arguments = ["prune", str(source), "--output", str(tmp_path / "out"), "--keep", str(KEEP)]
+    arguments += ["--calibration", calibration[0], "--mtp", "keep", "--device", "cpu"]
+    assert main(arguments) == 0
+    assert "llama.cpp's converter and vLLM's speculation" in capsys.readouterr().err
+    output = tmp_path / "out"
+    before, after = load_tensors(source), load_tensors(output)
+    assert mtp_names(output) == mtp_names(source)
+    assert all(torch.equal(after[name], before[name]) for name in mtp_names(source))
+    assert layers_of(source) not in read_kept(output)
+    verify_kept(output, source)
+    assert open_model(output).tensor_map.mtp_uneven == {layers_of(source): 8}
+
+
+def test_a_layer_that_was_kept_whole_is_not_pruned_with_the_rest(with_mtp, calibration, tmp_path):
+    once = prune_to(tmp_path / "once", with_mtp("glm4_moe", "nextn"), calibration, 6, mtp="keep")
+    for mtp in (None, "score", "match"):
+        with pytest.raises(UnsupportedError, match=r"layer 3 has 8 experts .* 6, .*--mtp drop"):
+            prune_to(tmp_path / "twice", once, calibration, KEEP, mtp=mtp)
+    for mtp in ("keep", "drop"):
+        output = prune_to(tmp_path / mtp, once, calibration, KEEP, mtp=mtp)
+        assert bool(mtp_names(output)) == (mtp == "keep")
+        verify_kept(output, once)
 
 
 @pytest.mark.parametrize("mtp", ["match", "drop"])
@@ -154,8 +165,47 @@ def test_decoder_layers_are_not_taken_for_it(with_mtp, tmp_path):
     source = with_mtp("glm4_moe", "nextn")
     config = {**read_config(source), "num_hidden_layers": 2}
     shorter = write_checkpoint(tmp_path / "shorter", load_tensors(source), config)
-    with pytest.raises(UnsupportedError, match=r"speaks of 1 .* holds 2 layers .*layer 2"):
+    with pytest.raises(UnsupportedError, match="layer 2 lies behind the 2 decoder layers"):
         open_model(shorter)
+
+
+def test_decoder_layers_are_not_taken_for_it_where_config_speaks_of_none(tiny, tmp_path):
+    source = tiny("qwen2_moe")
+    config = {**read_config(source), "num_hidden_layers": 2}
+    config["layer_types"] = config["layer_types"][:2]
+    shorter = write_checkpoint(tmp_path / "shorter", load_tensors(source), config)
+    with pytest.raises(UnsupportedError, match=r"layer 2 lies behind .*correct num_hidden_layers"):
+        open_model(shorter)
+
+
+def test_more_of_them_than_the_config_says_are_refused(tiny, tmp_path):
+    source = add_mtp(tiny("glm4_moe"), tmp_path / "two", "nextn", 2)
+    config = {**read_config(source), "num_nextn_predict_layers": 1}
+    other = write_checkpoint(tmp_path / "other", load_tensors(source), config)
+    with pytest.raises(UnsupportedError, match=r"speaks of 1 .* holds 2 layers .*layer 3"):
+        open_model(other)
+
+
+@pytest.mark.parametrize("style", ["alone", "fused"])
+def test_its_experts_may_be_stored_otherwise_than_the_decoders(style, tiny, calibration, tmp_path):
+    """Qwen3.5 publishes fused experts, and prediction layers whose experts are alone."""
+    source = add_mtp(tiny("qwen3_next"), tmp_path / "source", "mtp")
+    tensors = load_tensors(source)
+    prefix = "mtp." if style == "fused" else "model."
+    for name in [name for name in tensors if name.startswith(prefix) and "experts.0." in name]:
+        stem = name.split("experts.0.")
+        experts = [tensors.pop(f"{stem[0]}experts.{n}.{stem[1]}") for n in range(8)]
+        tensors[f"{stem[0]}experts.{stem[1]}"] = torch.stack(experts)
+    for name in [name for name in tensors if name.endswith("experts.gate_proj.weight")]:
+        both = [tensors.pop(name), tensors.pop(name.replace("gate_proj", "up_proj"))]
+        tensors[name.replace("gate_proj.weight", "gate_up_proj")] = torch.cat(both, 1)
+        down = name.replace("gate_proj", "down_proj")
+        tensors[down.removesuffix(".weight")] = tensors.pop(down)
+    mixed = write_checkpoint(tmp_path / "mixed", tensors, read_config(source))
+    output = prune_to(tmp_path / "out", mixed, calibration, KEEP)
+    plain = prune_to(tmp_path / "plain", source, calibration, KEEP)
+    assert read_kept(output) == read_kept(plain)
+    assert_kept_bytes(mixed, output, read_kept(output), 4)
 
 
 def test_dropping_one_of_which_only_the_config_speaks(tiny, calibration, tmp_path):

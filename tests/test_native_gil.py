@@ -60,6 +60,12 @@ def slow_calls(directory):
         "fp8_decode": lambda: _native.fp8_decode(codes, ones, values, n, n, 1, n, "f32", **plain),
         "fp8_encode": lambda: _native.fp8_encode(values, "f32", ones, codes, n, n, 1, n, **plain),
         "block_absmax": lambda: _native.block_absmax(words, "bf16", ones, n, n, 1, n, **plain),
+        "packed_decode": lambda: _native.packed_decode(
+            codes, "u8", ones, "f32", None, None, values, n, n, n, n, "f32", **plain
+        ),
+        "rearranged_decode": lambda: _native.rearranged_decode(
+            codes, "int8", 8, ones, "f32", None, 0, None, values, n, n, n, "f32", **plain
+        ),
         "saliency": lambda: _native.saliency(values, "f32", gates, zeros, *sums, n, **plain),
         "combine": lambda: _native.combine(
             words, "bf16", gates, zeros.astype(np.int64), values, n, **plain
@@ -78,6 +84,8 @@ def slow_calls(directory):
         "fp8_decode",
         "fp8_encode",
         "block_absmax",
+        "packed_decode",
+        "rearranged_decode",
         "saliency",
         "combine",
         "read_ranges",

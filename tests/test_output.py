@@ -11,7 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from reap_stream.checkpoint import output
+from reap_stream.checkpoint import output, transfers
 from reap_stream.checkpoint.layout import layer_tensors, plan_layout
 from reap_stream.checkpoint.output import OutputWriter, check_free_space
 from reap_stream.errors import OutputError, ReadError, ResumeError
@@ -72,8 +72,8 @@ def test_writes_what_numpy_slicing_gives(
 
 
 def test_small_batches_write_the_same(source, tmp_path, monkeypatch):
-    monkeypatch.setattr(output, "_BATCH_NBYTES", 7)
-    monkeypatch.setattr(output, "_BATCH_RANGES", 2)
+    monkeypatch.setattr(transfers, "_BATCH_NBYTES", 7)
+    monkeypatch.setattr(transfers, "_BATCH_RANGES", 2)
     kept = source.choose(KEEP)
     writer = writer_for(source, tmp_path)
     writer.allocate()

@@ -5,13 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
 
 from reap_stream.verifying import verify_directory
-from tests.builders import load_tensors, read_config, tiny_config
+from tests.builders import load_tensors, model_class, read_config, tiny_config
 from tests.engine import corpus_rows, prepare, prune_to, read_kept, read_scores, stream
 from tests.families import BY_ID, FAMILIES, NUM_EXPERTS
-from tests.oracle import assert_kept_bytes, prune_by_hand, run
+from tests.oracle import assert_kept_bytes, load_class, prune_by_hand, run
 
 KEEP = 4
 VARIANTS = [
@@ -23,10 +22,6 @@ VARIANTS = [
     pytest.param("jamba", {"tie_word_embeddings": True}, id="tied-hybrid"),
 ]
 EVERY = [pytest.param(family.id, {}, id=family.id) for family in FAMILIES] + VARIANTS
-
-
-def groups_of(family_id):
-    return BY_ID[family_id].values.get("n_group", 1)
 
 
 @pytest.fixture(scope="session")
@@ -76,25 +71,28 @@ def test_scores_and_kept_experts_are_the_naive_references(family_id, options, pr
             np.testing.assert_allclose(found, getattr(sums, name), rtol=1e-6, err_msg=name)
         largest = scores[f"layers.{layer}.norm_max"].max(axis=0)
         np.testing.assert_allclose(largest, sums.norm_max, rtol=1e-5)
-    assert kept == oracle.kept(KEEP, groups=groups_of(family_id))
+    assert kept == oracle.kept(KEEP, groups=BY_ID[family_id].groups)
 
 
 @pytest.mark.parametrize(("family_id", "options"), EVERY)
 def test_pruned_checkpoint_is_the_model_pruned_by_hand(family_id, options, pruned, rows, reference):
     source, output = pruned(family_id, options)
-    loaded, info = AutoModelForCausalLM.from_pretrained(
+    loaded, info = load_class(output).from_pretrained(
         output, dtype=torch.float32, experts_implementation="eager", output_loading_info=True
     )
     assert not {name: found for name, found in info.items() if found}
     changes = {name: value for name, value in options.items() if name.startswith("tie")}
     config = tiny_config(BY_ID[family_id], **{BY_ID[family_id].count_key: KEEP}, **changes)
-    config._experts_implementation = "eager"
-    smaller = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+    smaller = model_class(BY_ID[family_id]).from_config(
+        config, dtype=torch.float32, experts_implementation="eager"
+    )
     by_hand = prune_by_hand(reference(source).model, smaller, read_kept(output))
     for row in rows:
         expected = run(by_hand, row)
         assert torch.isfinite(expected).all()
-        torch.testing.assert_close(run(loaded.eval(), row), expected, rtol=1e-6, atol=1e-6)
+        # Products may round differently where loaded weights lie at other places in memory.
+        least = 1e-6 * max(1.0, float(expected.abs().max()))
+        torch.testing.assert_close(run(loaded.eval(), row), expected, rtol=1e-6, atol=least)
 
 
 @pytest.mark.parametrize(("family_id", "options"), EVERY)
@@ -108,8 +106,17 @@ def test_verify_finds_nothing_and_config_changes_only_in_the_count(family_id, op
     source, output = pruned(family_id, options)
     report = verify_directory(output, source)
     assert (report.keep, report.tensors) == (KEEP, len(load_tensors(output)))
-    before, after = read_config(source), read_config(output)
+    before, after = flat(read_config(source)), flat(read_config(output))
     changed = {key for key in before.keys() | after.keys() if before.get(key) != after.get(key)}
     assert changed, "the number of experts must change"
     assert all((before[key], after[key]) == (NUM_EXPERTS, KEEP) for key in changed)
     assert list(before) == list(after)
+
+
+def flat(config, prefix=""):
+    """Values of a config by dotted key."""
+    found = {}
+    for key, value in config.items():
+        nested = isinstance(value, dict) and value
+        found.update(flat(value, f"{prefix}{key}.") if nested else {f"{prefix}{key}": value})
+    return found

@@ -32,7 +32,11 @@ MODES = {
     "pruned": ["--propagate", "pruned"],
     "pruned-snapshots": ["--propagate", "pruned", "--snapshot-minutes", "0"],
     "several": ["--keep", "4,6", "--snapshot-minutes", "0"],
+    "fp8": ["--weights", "fp8", "--snapshot-minutes", "0"],
+    "bf16": ["--weights", "bf16", "--keep", "4,6"],
 }
+# Linear layers that are written as FP8 have 128 inputs and outputs or more.
+WIDE = {"hidden_size": 128, "head_dim": 32, "num_key_value_heads": 4}
 
 
 def prune_arguments(source, output, calibration, *options):
@@ -42,6 +46,10 @@ def prune_arguments(source, output, calibration, *options):
     arguments += ["--batch-tokens", str(BATCH_TOKENS), "--compute-dtype", "float32"]
     arguments += ["--device", "cpu", "--max-shard-size", "40kB", *options]
     return arguments if "--keep" in options else [*arguments, "--keep", "4"]
+
+
+def source_for(mode, tiny):
+    return tiny("glm4_moe", **WIDE) if mode == "fp8" else tiny("glm4_moe")
 
 
 def contents(path):
@@ -93,12 +101,14 @@ def sweep(make_arguments, tmp_path, stride, dense_end=0):
         ("pruned", 13, 0),
         ("pruned-snapshots", 11, 0),
         ("several", 23, 0),
+        ("fp8", 29, 0),
+        ("bf16", 37, 0),
     ],
 )
 def test_killed_prune_resumes_to_the_same_bytes(
     mode, stride, dense_end, tiny, calibration, tmp_path
 ):
-    source = tiny("glm4_moe")
+    source = source_for(mode, tiny)
 
     def arguments(output):
         return prune_arguments(source, output, calibration, *MODES[mode])
@@ -109,7 +119,7 @@ def test_killed_prune_resumes_to_the_same_bytes(
 @pytest.mark.slow
 @pytest.mark.parametrize("mode", list(MODES))
 def test_killed_at_every_step(mode, tiny, calibration, tmp_path):
-    source = tiny("glm4_moe")
+    source = source_for(mode, tiny)
     sweep(lambda out: prune_arguments(source, out, calibration, *MODES[mode]), tmp_path, 1)
 
 
@@ -182,7 +192,7 @@ def stopped(tiny, calibration, tmp_path):
         ("--method", "ean", "method was .*reap.*, is .*ean"),
         ("--seed", "7", "seed was 0, is 7"),
         ("--max-shard-size", "50kB", "max_shard_nbytes was 40000, is 50000"),
-        ("--mtp", "drop", "mtp was .*match.*, is .*drop"),
+        ("--mtp", "drop", "mtp was .*score.*, is .*drop"),
         ("--propagate", "pruned", "propagate was .*original.*, is .*pruned"),
         ("--batch-tokens", "24", "batch_tokens was 72, is 24"),
         ("--compute-dtype", "bfloat16", "compute_dtype was .*float32.*, is .*bfloat16"),

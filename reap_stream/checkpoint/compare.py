@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 import numpy as np
 
 from reap_stream.checkpoint.pieces import pieces
+from reap_stream.checkpoint.recipes import group_by_recipe
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
     from reap_stream.checkpoint.layout import OutputTensor
     from reap_stream.checkpoint.reader import Reader, ReadRequest
+    from reap_stream.checkpoint.recipes import Bytes, Patch, Step
     from reap_stream.checkpoint.refs import Role, TensorRef
 
 _BUFFER_NBYTES: Final = 8 << 20
@@ -30,8 +32,9 @@ class Difference(NamedTuple):
         ref: the written tensor.
         offset: the byte, counted from the start of the tensor.
         found: its value.
-        expected: the source's value.
+        expected: what it should be.
         origin: the source tensor it should come from.
+        is_computed: whether the value follows from the source's instead of being it.
     """
 
     ref: TensorRef
@@ -39,12 +42,14 @@ class Difference(NamedTuple):
     found: int
     expected: int
     origin: TensorRef
+    is_computed: bool = False
 
     def __str__(self) -> str:
         return (
             f"{self.ref.file}: tensor {self.ref.name!r}: byte {self.offset} of {self.ref.nbytes} "
             f"(byte {self.ref.offset + self.offset} of the file) is {self.found:#04x}, "
-            f"{self.expected:#04x} in {self.origin.name!r} of {self.origin.file}"
+            f"{self.expected:#04x} {'computed from' if self.is_computed else 'in'} "
+            f"{self.origin.name!r} of {self.origin.file}"
         )
 
 
@@ -84,6 +89,8 @@ class Comparison:
     ) -> Iterator[Difference]:
         """Compare tensors, and give for each that differs the first byte that does.
 
+        What a recipe makes is computed again from the source.
+
         Args:
             outs: the tensors as planned; those written have the planned length.
             reader: reads from both checkpoints.
@@ -94,15 +101,38 @@ class Comparison:
         """
         buffers = np.empty((2, _BUFFER_NBYTES), dtype=np.uint8)
         reported: set[str] = set()
-        for batch in _batches(self._spans(outs)):
+        planned = list(outs)
+        for batch in _batches(self._spans(planned)):
             for difference in _compared(batch, reader, buffers):
                 if difference.ref.name not in reported:
                     reported.add(difference.ref.name)
                     yield difference
             progress(sum(span.nbytes for span in batch))
+        for difference in self._computed(planned, reader, progress):
+            if difference.ref.name not in reported:
+                reported.add(difference.ref.name)
+                yield difference
+
+    def _computed(
+        self, outs: Iterable[OutputTensor], reader: Reader, progress: Callable[[int], None]
+    ) -> Iterator[Difference]:
+        for recipe, results in group_by_recipe(outs):
+            layer = next(iter(results.values())).layer
+            for step in recipe.steps(() if layer is None else self._kept[layer]):
+                for patch in step.compute(_fetched(step, reader)):
+                    # Not asked for where its dtype or shape is wrong already.
+                    if patch.name not in results:
+                        continue
+                    written = self._written[patch.name]
+                    found = np.empty(patch.data.nbytes, dtype=np.uint8)
+                    reader.read_into([(written, patch.offset, found.nbytes, found)])
+                    yield from _patch_fault(patch, written, found, self._source[recipe.place])
+                    progress(found.nbytes)
 
     def _spans(self, outs: Iterable[OutputTensor]) -> Iterator[_Span]:
         for out in outs:
+            if out.recipe is not None:
+                continue
             written = self._written[out.name]
             for piece in pieces(out, self._source, self._roles, self._kept):
                 for begin in range(0, piece.nbytes, _BUFFER_NBYTES):
@@ -146,3 +176,21 @@ def _compared(
         if unequal[first]:
             offset = span.written_offset + first
             yield Difference(span.written, offset, int(left[first]), int(right[first]), span.origin)
+
+
+def _fetched(step: Step, reader: Reader) -> list[Bytes]:
+    raws = [np.empty(nbytes, dtype=np.uint8) for _, _, nbytes in step.spans]
+    reader.read_into(
+        [(ref, start, n, raw) for (ref, start, n), raw in zip(step.spans, raws, strict=True)]
+    )
+    return raws
+
+
+def _patch_fault(
+    patch: Patch, written: TensorRef, found: Bytes, origin: TensorRef
+) -> Iterator[Difference]:
+    unequal = np.flatnonzero(found != patch.data)
+    if unequal.size:
+        at = int(unequal[0])
+        values = int(found[at]), int(patch.data[at])
+        yield Difference(written, patch.offset + at, *values, origin, is_computed=True)

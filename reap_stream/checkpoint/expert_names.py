@@ -43,6 +43,11 @@ class ExpertName:
         return int(self.parts[self.component])
 
     @property
+    def full(self) -> str:
+        """The name as it was written."""
+        return ".".join(self.parts)
+
+    @property
     def family(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
         """What stands before and behind the number: equal for counterparts of one layer."""
         return self.parts[: self.component], self.parts[self.component + 1 :]
@@ -67,10 +72,11 @@ def parse_expert_name(name: str, num_layers: int) -> ExpertName | None:
     component = next(places, None)
     if component is None:
         return None
-    numbers = (i for i in range(component - 2, 0, -1) if _is_number(parts[i]))
-    place = next(numbers, None)
+    place = next((i for i in range(component - 2, 0, -1) if parts[i].isdigit()), None)
     if place is None:
         return ExpertName(parts, component, None)
+    if not _is_number(parts[place]):
+        return None
     first = num_layers if "mtp" in parts[:place] else 0
     return ExpertName(parts, component, int(parts[place]) + first)
 
@@ -130,15 +136,16 @@ class Renumbering:
         return images.pop() if len(images) == 1 else None
 
     @cached_property
+    def members(self) -> tuple[ExpertName, ...]:
+        """Modules of the checkpoint inside an expert of a pruned layer."""
+        names = (self.parse(module) for module in self._modules)
+        return tuple(name for name in names if name is not None and name.layer in self.kept)
+
+    @cached_property
     def experts(self) -> tuple[tuple[ExpertName, str], ...]:
-        """Modules of the checkpoint inside an expert that stays: (source name, new name)."""
-        found = []
-        for module in self._modules:
-            name = self.parse(module)
-            new = self.renamed(name) if name is not None and name.layer in self.kept else None
-            if name is not None and new is not None:
-                found.append((name, new))
-        return tuple(found)
+        """Of these, those inside an expert that stays: (source name, new name)."""
+        renamed = ((name, self.renamed(name)) for name in self.members)
+        return tuple((name, new) for name, new in renamed if new is not None)
 
     @cached_property
     def others(self) -> tuple[str, ...]:

@@ -20,11 +20,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reap_stream.checkpoint.dtypes import tensor_nbytes
 from reap_stream.checkpoint.header import render_header
+from reap_stream.checkpoint.layout_checks import check_experts, check_names, masked
 from reap_stream.checkpoint.refs import WHOLE
 from reap_stream.errors import UnsupportedError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from reap_stream.checkpoint.recipes import Recipe
     from reap_stream.checkpoint.refs import Role, TensorRef
@@ -51,6 +52,7 @@ class OutputTensor:
         layer: layer whose kept experts decide the bytes; None for a tensor copied whole.
         slot: new number of the expert; None for all other tensors.
         dim: dimension along which the experts lie; None for all other tensors.
+        extra: entries along `dim` behind those of the experts, as `Role.extra`.
         recipe: computes the bytes; None where they are the source's (see `pieces`).
     """
 
@@ -64,6 +66,7 @@ class OutputTensor:
     layer: int | None = None
     slot: int | None = None
     dim: int | None = None
+    extra: int = 0
     recipe: Recipe | None = field(default=None, compare=False, repr=False)
 
 
@@ -130,7 +133,7 @@ def plan_layout(
     remaining = [ref for name, ref in tensors.items() if name not in dropped]
     if not remaining:
         raise UnsupportedError("the checkpoint holds no tensor to write")
-    origins = _check_experts(remaining, roles, num_experts)
+    origins = check_experts(remaining, roles, num_experts)
     remaining.sort(key=lambda ref: (str(ref.file), ref.offset, ref.name))
     unplaced: list[OutputTensor] = []
     for ref in remaining:
@@ -139,7 +142,7 @@ def plan_layout(
             unplaced += _computed(ref, role, role.recipe, keep)
         elif out := _pruned(ref, role, origins, (num_experts, keep)):
             unplaced.append(out)
-    _check_names(unplaced)
+    check_names(unplaced)
     return _place(unplaced, num_experts, keep, max_shard_nbytes)
 
 
@@ -157,51 +160,12 @@ def layer_tensors(plan: OutputPlan) -> dict[int | None, list[OutputTensor]]:
     return dict(groups)
 
 
-def _check_experts(
-    refs: Iterable[TensorRef], roles: Mapping[str, Role], num_experts: int
-) -> dict[tuple[int | None, str], str]:
-    """Check that the experts of every layer are complete and alike; give expert 0's name of each.
-
-    The key is the layer and the name with its expert's number masked.
-    """
-    groups: dict[tuple[int | None, str], dict[int, TensorRef]] = defaultdict(dict)
-    for ref in refs:
-        role = roles.get(ref.name, WHOLE)
-        if role.expert is not None:
-            groups[role.layer, _masked(ref.name, role)][role.expert] = ref
-    for (layer, pattern), experts in groups.items():
-        _check_complete(layer, pattern, experts, num_experts)
-        _check_alike(layer, pattern, experts)
-    return {key: experts[0].name for key, experts in groups.items()}
-
-
-def _check_complete(
-    layer: int | None, pattern: str, experts: Mapping[int, TensorRef], num_experts: int
-) -> None:
-    surplus = sorted(expert for expert in experts if not 0 <= expert < num_experts)
-    if surplus:
-        raise UnsupportedError(
-            f"layer {layer}: {pattern} exists for expert {surplus[0]}, "
-            f"but the model has {num_experts} experts (0..{num_experts - 1})"
-        )
-    missing = [expert for expert in range(num_experts) if expert not in experts]
-    if missing:
-        raise UnsupportedError(
-            f"layer {layer}: {pattern} exists for {len(experts)} of {num_experts} experts; "
-            f"the first without it is expert {missing[0]}: pruned, its place could not be filled"
-        )
-
-
-def _check_alike(layer: int | None, pattern: str, experts: Mapping[int, TensorRef]) -> None:
-    """An expert moves into another's place, so counterparts must agree in dtype and shape."""
-    first = experts[0]
-    for expert, ref in experts.items():
-        if (ref.dtype, ref.shape) != (first.dtype, first.shape):
-            raise UnsupportedError(
-                f"layer {layer}: {pattern} is {first.dtype} {list(first.shape)} for expert 0, "
-                f"but {ref.dtype} {list(ref.shape)} for expert {expert}: layers whose experts "
-                "differ in precision or shape cannot be renumbered"
-            )
+def origin_tensors(plan: OutputPlan) -> dict[str, list[OutputTensor]]:
+    """The output tensors by the source tensor in whose place they lie, `OutputTensor.origin`."""
+    groups: dict[str, list[OutputTensor]] = defaultdict(list)
+    for out in plan.tensors.values():
+        groups[out.origin].append(out)
+    return dict(groups)
 
 
 def _pruned(
@@ -219,13 +183,16 @@ def _pruned(
     if role.expert is not None:
         if role.expert >= keep:
             return None
-        origin = origins[role.layer, _masked(ref.name, role)]
+        origin = origins[role.layer, masked(ref.name, role)]
         return replace(whole, origin=origin, layer=role.layer, slot=role.expert)
     if role.dim is not None:
-        row = _row_nbytes(ref, role.dim, num_experts)
-        shape = (*ref.shape[: role.dim], keep, *ref.shape[role.dim + 1 :])
-        nbytes = math.prod(ref.shape[: role.dim]) * keep * row
-        return replace(whole, shape=shape, nbytes=nbytes, layer=role.layer, dim=role.dim)
+        row = _row_nbytes(ref, role, num_experts)
+        length = (ref.shape[role.dim] - role.extra) // num_experts * keep + role.extra
+        shape = (*ref.shape[: role.dim], length, *ref.shape[role.dim + 1 :])
+        nbytes = math.prod(shape[: role.dim + 1]) * row
+        return replace(
+            whole, shape=shape, nbytes=nbytes, layer=role.layer, dim=role.dim, extra=role.extra
+        )
     return whole
 
 
@@ -240,24 +207,15 @@ def _computed(ref: TensorRef, role: Role, recipe: Recipe, keep: int) -> Iterator
         )
 
 
-def _check_names(outs: Iterable[OutputTensor]) -> None:
-    """Computed tensors bring names of their own, which the source may have given to others."""
-    seen: dict[str, OutputTensor] = {}
-    for out in outs:
-        other = seen.setdefault(out.name, out)
-        if other is not out:
-            raise UnsupportedError(
-                f"{out.name!r} would be made of both {other.origin!r} and {out.origin!r}: the "
-                "source has a tensor of a name that the output needs for another"
-            )
-
-
-def _row_nbytes(ref: TensorRef, dim: int, num_experts: int) -> int:
-    """Bytes of one expert at one position of the dimensions before `dim`."""
-    if not 0 <= dim < len(ref.shape) or ref.shape[dim] != num_experts:
+def _row_nbytes(ref: TensorRef, role: Role, num_experts: int) -> int:
+    """Bytes of one entry along the experts' dimension, at one position of those before it."""
+    dim = -1 if role.dim is None else role.dim
+    length = ref.shape[dim] - role.extra if 0 <= dim < len(ref.shape) else 0
+    if length < num_experts or length % num_experts:
+        behind = f" and {role.extra} entries behind them" if role.extra else ""
         raise UnsupportedError(
             f"{ref.file}: tensor {ref.name!r} has shape {list(ref.shape)}, "
-            f"but {num_experts} experts were expected along dimension {dim}"
+            f"but {num_experts} experts{behind} were expected along dimension {dim}"
         )
     rows = math.prod(ref.shape[: dim + 1])
     if rows and ref.nbytes % rows:
@@ -302,10 +260,3 @@ def _header(group: Sequence[OutputTensor], ends: Sequence[int]) -> bytes:
         ],
         _METADATA,
     )
-
-
-def _masked(name: str, role: Role) -> str:
-    assert role.component is not None
-    parts = name.split(".")
-    parts[role.component] = "*"
-    return ".".join(parts)

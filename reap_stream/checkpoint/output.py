@@ -8,30 +8,32 @@ ours without passing through Python.
 
 from __future__ import annotations
 
-import errno
 import threading
-from contextlib import contextmanager
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
 
 from reap_stream import _native
 from reap_stream.checkpoint.disk import free_nbytes, output_errors, sync_directory
-from reap_stream.checkpoint.layout import layer_tensors
-from reap_stream.checkpoint.pieces import Piece, kept_faults, pieces
-from reap_stream.errors import NoRoomError, OutputError, ReadError, ResumeError
+from reap_stream.checkpoint.layout import layer_tensors, origin_tensors
+from reap_stream.checkpoint.pieces import kept_faults, pieces
+from reap_stream.checkpoint.reader import Reader
+from reap_stream.checkpoint.recipes import check_filled, group_by_recipe
+from reap_stream.checkpoint.transfers import Batch, view_of
+from reap_stream.errors import NoRoomError, OutputError, ResumeError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
     from typing_extensions import Buffer
 
     from reap_stream.checkpoint.layout import OutputPlan, OutputTensor
+    from reap_stream.checkpoint.reader import ReadRequest
+    from reap_stream.checkpoint.recipes import Bytes, Recipe, Step
     from reap_stream.checkpoint.refs import Role, TensorRef
 
-# An interrupt is seen between batches: about a second's work each, and not many small calls.
-_BATCH_NBYTES: Final = 1 << 30
-_BATCH_RANGES: Final = 1 << 16
-_OF_THE_TARGET: Final = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS})
+    Resident = Callable[[TensorRef], Buffer | None]
 
 
 class Written(NamedTuple):
@@ -39,7 +41,7 @@ class Written(NamedTuple):
 
     Attributes:
         nbytes: bytes put into the shards.
-        copied_nbytes: the part of them that had to be read from the source's files.
+        copied_nbytes: bytes that had to be read from the source's files for that.
     """
 
     nbytes: int
@@ -87,10 +89,12 @@ class OutputWriter:
         self._source = source
         self._roles = roles
         self._groups = layer_tensors(plan)
+        self._origins = origin_tensors(plan)
         self._paths = [directory / shard.filename for shard in plan.shards]
         self._lock = threading.Lock()
         self._touched: set[int] = set()
         self._loss: str | None = None
+        self._reader = Reader()
 
     def allocate(self) -> None:
         """Take the room of every shard and write its header; what was there before is gone.
@@ -133,6 +137,10 @@ class OutputWriter:
                     f"{path}: its header is not the planned one; start anew with --overwrite"
                 )
 
+    def from_origin(self, name: str) -> list[OutputTensor]:
+        """The output tensors that lie in the place of a source tensor; none if it was dropped."""
+        return self._origins.get(name, [])
+
     def write_layer(
         self,
         layer: int | None,
@@ -165,15 +173,58 @@ class OutputWriter:
         if faults:
             raise OutputError(f"{self.directory}: {faults[0]}")
         written = copied = 0
-        batch = _Batch(self.directory)
-        for out, piece in self._parts(outs, kept):
-            buffer = resident(piece.ref)
-            batch.add(piece, buffer, self._paths[out.shard], out.offset + piece.dst_offset)
-            written += piece.nbytes
-            copied += piece.nbytes if buffer is None else 0
+        batch = Batch(self.directory)
+        for out in outs:
+            if out.recipe is not None:
+                continue
+            for piece in pieces(out, self._source, self._roles, kept):
+                buffer = resident(piece.ref)
+                batch.add(piece, buffer, self._paths[out.shard], out.offset + piece.dst_offset)
+                written += piece.nbytes
+                copied += piece.nbytes if buffer is None else 0
+        for recipe, results in group_by_recipe(outs):
+            copied += self._compute(recipe, results, kept, resident, batch)
+            written += sum(out.nbytes for out in results.values())
         batch.flush()
         self._touch(out.shard for out in outs)
         return Written(written, copied)
+
+    def _compute(
+        self,
+        recipe: Recipe,
+        results: Mapping[str, OutputTensor],
+        kept: Mapping[int, Sequence[int]],
+        resident: Resident,
+        batch: Batch,
+    ) -> int:
+        """Run a recipe; gives the bytes that had to be read for it."""
+        layer = next(iter(results.values())).layer
+        filled = dict.fromkeys(results, 0)
+        copied = 0
+        for step in recipe.steps(() if layer is None else kept[layer]):
+            raws, nbytes = self._fetch(step, resident)
+            copied += nbytes
+            for name, offset, data in step.compute(raws):
+                out = results[name]
+                filled[name] += data.nbytes
+                batch.add_bytes(data, self._paths[out.shard], out.offset + offset)
+        check_filled(results, filled)
+        return copied
+
+    def _fetch(self, step: Step, resident: Resident) -> tuple[list[Bytes], int]:
+        """The bytes of a step's spans, and how many of them had to be read."""
+        raws: list[Bytes] = []
+        requests: list[ReadRequest] = []
+        for ref, offset, nbytes in step.spans:
+            buffer = resident(ref)
+            if buffer is not None:
+                view = view_of(buffer, ref)[offset : offset + nbytes]
+                raws.append(np.frombuffer(view, dtype=np.uint8))
+                continue
+            raws.append(np.empty(nbytes, dtype=np.uint8))
+            requests.append((ref, offset, nbytes, raws[-1]))
+        self._reader.read_into(requests)
+        return raws, sum(nbytes for _, _, nbytes, _ in requests)
 
     def sync(self) -> None:
         """Bring everything written before this call onto the disk.
@@ -199,95 +250,3 @@ class OutputWriter:
     def _touch(self, shards: Iterable[int]) -> None:
         with self._lock:
             self._touched.update(shards)
-
-    def _parts(
-        self, outs: Sequence[OutputTensor], kept: Mapping[int, Sequence[int]]
-    ) -> Iterator[tuple[OutputTensor, Piece]]:
-        """Pieces of at most a batch's bytes: a fused layer may be one run of many gigabytes."""
-        for out in outs:
-            for piece in pieces(out, self._source, self._roles, kept):
-                for begin in range(0, piece.nbytes, _BATCH_NBYTES):
-                    nbytes = min(_BATCH_NBYTES, piece.nbytes - begin)
-                    src, dst = piece.src_offset + begin, piece.dst_offset + begin
-                    yield out, Piece(piece.ref, src, dst, nbytes)
-
-
-class _Batch:
-    """Writes and copies that go to the extension in one call each."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._sources = _Files()
-        self._targets = _Files()
-        self._writes: list[tuple[int, int, int]] = []
-        self._buffers: list[memoryview] = []
-        self._copies: list[tuple[int, int, int, int, int]] = []
-        self._nbytes = 0
-
-    def add(self, piece: Piece, buffer: Buffer | None, target: Path, offset: int) -> None:
-        """Note one piece; what is noted is written once it makes a batch."""
-        ref, src, nbytes = piece.ref, piece.src_offset, piece.nbytes
-        to = self._targets.number(target)
-        if buffer is None:
-            start = ref.offset + src
-            self._copies.append((self._sources.number(ref.file), start, to, offset, nbytes))
-        else:
-            self._writes.append((to, offset, nbytes))
-            self._buffers.append(_view(buffer, ref)[src : src + nbytes])
-        self._nbytes += nbytes
-        if self._nbytes >= _BATCH_NBYTES or len(self._writes) + len(self._copies) >= _BATCH_RANGES:
-            self.flush()
-
-    def flush(self) -> None:
-        """Write everything noted.
-
-        Raises:
-            OutputError: writing failed; the message names the file.
-            ReadError: a file of the source could not be read, or ended early.
-        """
-        with output_errors(self._directory, self._nbytes), self._source_errors():
-            if self._writes:
-                _native.write_ranges(self._targets.paths, self._writes, self._buffers)
-            if self._copies:
-                _native.copy_ranges(self._sources.paths, self._targets.paths, self._copies)
-        self._writes, self._buffers, self._copies, self._nbytes = [], [], [], 0
-
-    @contextmanager
-    def _source_errors(self) -> Iterator[None]:
-        """Tell a source that cannot be read from an output that cannot be written."""
-        try:
-            yield
-        except EOFError as error:
-            raise ReadError(
-                f"a shard of the source became shorter while it was copied: {error}; "
-                "restore it and resume"
-            ) from error
-        except OSError as error:
-            # A copy between files names its source whichever of the two failed.
-            if error.filename not in self._sources.paths or error.errno in _OF_THE_TARGET:
-                raise
-            raise ReadError(f"{error.filename}: could not be read: {error}") from error
-
-
-class _Files:
-    """Numbers for files in the order of their first use, as the extension's calls want them."""
-
-    def __init__(self) -> None:
-        self.paths: list[str] = []
-        self._numbers: dict[Path, int] = {}
-
-    def number(self, path: Path) -> int:
-        if path not in self._numbers:
-            self._numbers[path] = len(self.paths)
-            self.paths.append(str(path))
-        return self._numbers[path]
-
-
-def _view(buffer: Buffer, ref: TensorRef) -> memoryview:
-    view = memoryview(buffer)
-    if view.nbytes != ref.nbytes:
-        raise OutputError(
-            f"{ref.file}: tensor {ref.name!r} has {ref.nbytes} bytes, "
-            f"the buffer said to hold it {view.nbytes}"
-        )
-    return view.cast("B")

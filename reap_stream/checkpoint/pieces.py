@@ -92,14 +92,19 @@ def kept_faults(
 def _strided(ref: TensorRef, out: OutputTensor, experts: Sequence[int]) -> Iterator[Piece]:
     """Runs of a tensor that holds every expert of a layer along one dimension."""
     assert out.dim is not None
-    outer = math.prod(ref.shape[: out.dim])
-    row = out.nbytes // (outer * len(experts)) if outer else 0
+    outer, length = math.prod(ref.shape[: out.dim]), out.shape[out.dim]
+    row = out.nbytes // (outer * length) if outer else 0
+    own = (length - out.extra) // len(experts) * row
+    behind = out.extra * row
     runs = _runs(experts)
     for position in range(outer):
         src = position * ref.shape[out.dim] * row
-        dst = position * len(experts) * row
+        dst = position * length * row
         for slot, expert, count in runs:
-            yield Piece(ref, src + expert * row, dst + slot * row, count * row)
+            yield Piece(ref, src + expert * own, dst + slot * own, count * own)
+        yield Piece(
+            ref, src + ref.shape[out.dim] * row - behind, dst + length * row - behind, behind
+        )
 
 
 def _merged(runs: Iterable[Piece]) -> list[Piece]:

@@ -105,7 +105,7 @@ def side_file_chunks(
     with open_regular(path) as (descriptor, nbytes):
         if name in SIDE_FILES_NAMING_MODULES and nbytes <= MAX_JSON_NBYTES:
             raw = pread_exact(descriptor, nbytes, 0, path)
-            yield edit_side_file(raw, path, source.config, kept)
+            yield edit_side_file(raw, path, source.config, kept, source.tensors)
             return
         for begin in range(0, nbytes, _CHUNK_NBYTES):
             yield pread_exact(descriptor, min(_CHUNK_NBYTES, nbytes - begin), begin, path)

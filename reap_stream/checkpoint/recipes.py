@@ -17,9 +17,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+from reap_stream.errors import OutputError
 
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping, Sequence
+
+    from reap_stream.checkpoint.layout import OutputTensor
     from reap_stream.checkpoint.refs import TensorRef
 
 Bytes: TypeAlias = "np.ndarray[Any, np.dtype[np.uint8]]"
@@ -75,12 +78,12 @@ class Recipe(Protocol):
     (``replace(role, recipe=recipe)``): none of these is copied. `Role.layer` decides when the
     recipe's tensors are written: with the experts of that layer, or, if None, as soon as their
     sources were read.
-
-    Attributes:
-        place: name of the source tensor in whose place, in the order of the bytes, results lie.
     """
 
-    place: str
+    @property
+    def place(self) -> str:
+        """Name of the source tensor in whose place, in the order of the bytes, results lie."""
+        ...
 
     def results(self, keep: int) -> Sequence[Result]:
         """The tensors it makes when `keep` experts a layer stay; none if this one goes."""
@@ -97,3 +100,23 @@ class Recipe(Protocol):
             Steps whose patches together fill each of `results(len(kept))` exactly once.
         """
         ...
+
+
+def group_by_recipe(outs: Iterable[OutputTensor]) -> list[tuple[Recipe, dict[str, OutputTensor]]]:
+    """The computed ones among output tensors, by name, together with what is computed with them."""
+    groups: dict[int, tuple[Recipe, dict[str, OutputTensor]]] = {}
+    for out in outs:
+        if out.recipe is not None:
+            groups.setdefault(id(out.recipe), (out.recipe, {}))[1][out.name] = out
+    return list(groups.values())
+
+
+def check_filled(results: Mapping[str, OutputTensor], filled: Mapping[str, int]) -> None:
+    """Check that a recipe gave as many bytes as it said it would.
+
+    Raises:
+        OutputError: it did not; a defect of the recipe.
+    """
+    for name, out in results.items():
+        if filled[name] != out.nbytes:
+            raise OutputError(f"{name!r}: {filled[name]} bytes were computed, {out.nbytes} planned")

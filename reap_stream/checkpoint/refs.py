@@ -38,8 +38,8 @@ class Role:
     Exactly one of three kinds:
 
     * copied whole: all fields None;
-    * holds every expert of a layer along one dimension (router rows, correction bias, fused
-      experts): `layer` and `dim` set;
+    * holds every expert of a layer along one dimension, each with as many entries (router rows,
+      correction bias, fused experts): `layer` and `dim` set, `extra` where further entries follow;
     * belongs to one expert: `layer`, `expert` and `component` set. `component` is the position,
       in the name split at dots, of the number that names the expert, so the output's name
       follows from the new number.
@@ -51,6 +51,8 @@ class Role:
         layer: index of the decoder layer the experts belong to; next-token-prediction layers
             carry on the count, as checkpoints number them.
         dim: dimension along which the experts lie.
+        extra: entries along `dim` behind those of the experts that stay whatever is pruned: a
+            router's rows for shared experts or for an expert that does nothing.
         expert: number of the expert.
         component: which part of the dotted name is the expert's number.
         recipe: computes output tensors from this one (and others) instead of copying its bytes.
@@ -60,6 +62,7 @@ class Role:
     dim: int | None = None
     expert: int | None = None
     component: int | None = None
+    extra: int = 0
     recipe: Recipe | None = field(default=None, compare=False)
 
 

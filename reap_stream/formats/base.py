@@ -8,7 +8,7 @@ shape. A format is one small file that recognises its weights and decodes them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import torch
@@ -22,7 +22,10 @@ class WeightFormat(Protocol):
     name: str
 
     def claim(self, name: str, tensors: Mapping[str, TensorRef]) -> Weight | None:
-        """The weight that tensor `name` stands for, or None when it is not of this format."""
+        """The weight that tensor `name` is the main part of, or None when it is of no such.
+
+        The weight's own name need not be the tensor's: `X.weight_packed` makes `X.weight`.
+        """
         ...
 
     def refusal(self, weight: Weight) -> str | None:
@@ -50,12 +53,14 @@ class Weight:
         shape: logical shape.
         format: how it is stored.
         parts: role ("weight", "scale", ...) → tensor that the decoder reads.
+        transposed: the rows on disk are the columns of the weight (its last two dimensions).
     """
 
     name: str
     shape: tuple[int, ...]
     format: WeightFormat = field(compare=False)
     parts: Mapping[str, TensorRef]
+    transposed: bool = False
 
     @property
     def nbytes(self) -> int:
@@ -66,3 +71,26 @@ class Weight:
     def is_plain(self) -> bool:
         """Whether the bytes on disk already are the numbers."""
         return self.format.name == "plain"
+
+    def empty(self, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
+        """Room for the values, laid out so that decoding writes them in the order of the bytes."""
+        if not self.transposed:
+            return torch.empty(self.shape, dtype=dtype, device=device)
+        *outer, rows, columns = self.shape
+        return torch.empty((*outer, columns, rows), dtype=dtype, device=device).transpose(-1, -2)
+
+
+def member(weight: Weight, index: int) -> Weight:
+    """The weight of one expert of a fused weight, whose experts lie along the first dimension.
+
+    Args:
+        weight: a weight all of whose parts have the experts along their first dimension too.
+        index: number of the expert.
+    """
+    parts = {}
+    for role, ref in weight.parts.items():
+        nbytes = ref.nbytes // ref.shape[0]
+        parts[role] = replace(
+            ref, shape=ref.shape[1:], offset=ref.offset + index * nbytes, nbytes=nbytes
+        )
+    return replace(weight, shape=weight.shape[1:], parts=parts)

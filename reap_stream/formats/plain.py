@@ -15,6 +15,7 @@ TORCH_DTYPES = {
     "F16": torch.float16,
     "BF16": torch.bfloat16,
     "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E8M0": torch.float8_e8m0fnu,
     "I64": torch.int64,
     "I32": torch.int32,
     "I16": torch.int16,
@@ -22,7 +23,7 @@ TORCH_DTYPES = {
     "U8": torch.uint8,
     "BOOL": torch.bool,
 }
-_PLAIN = frozenset(TORCH_DTYPES) - {"F8_E4M3"}
+_PLAIN = frozenset(TORCH_DTYPES) - {"F8_E4M3", "F8_E8M0"}
 
 
 class Plain:

@@ -8,22 +8,25 @@ the family calls them.
 
 from __future__ import annotations
 
-import copy
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from reap_stream.errors import UnsupportedError
+from reap_stream.model.counting import (
+    build_smaller,
+    extra_entries,
+    shape_difference,
+    with_expert_count,
+)
+from reap_stream.model.decoder import Decoder, expert_counts, find_decoder
 from reap_stream.model.routing import Routing, read_routing
-from reap_stream.model.transformers_api import build_meta_model, is_experts_module, load_config
+from reap_stream.model.transformers_api import build_meta_model, get_tensor, load_config
 
-# Integer config keys that speak of experts without being the number of them.
-_NOT_A_COUNT = re.compile(r"per_tok|top_?k|shared|used|active|zero|null|size|dim|group|layer|freq")
+__all__ = ["Architecture", "read_architecture", "with_expert_count"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,7 +43,9 @@ class Architecture:
         routing: how the routers choose.
         count_paths: raw config.json keys that hold the number of experts.
         sliced: parameter or buffer → dimension along which its experts lie.
+        extras: those of `sliced` in which more lies behind the experts → how many entries.
         tied: parameters that share another's storage and need no tensor of their own.
+        text_path: dotted path of the module whose forward takes text; empty: the model itself.
     """
 
     name: str
@@ -53,11 +58,34 @@ class Architecture:
     count_paths: tuple[tuple[str, ...], ...]
     sliced: dict[str, int]
     tied: frozenset[str] = field(default_factory=frozenset)
+    text_path: str = ""
+    extras: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def text_model(self) -> Any:
+        """The module whose forward takes text: in an omni model one of several."""
+        return self.model.get_submodule(self.text_path)
+
+    @property
+    def decoder_path(self) -> str:
+        """Dotted path of the module that owns the decoder layers."""
+        return self.layers_path.rpartition(".")[0]
+
+    @property
+    def embedding(self) -> Any:
+        """The module that embeds text tokens, weight [vocabulary, hidden]."""
+        return self.text_model.get_input_embeddings()
 
     @property
     def moe_layers(self) -> list[int]:
         """Indices of the layers with routed experts, ascending."""
         return sorted(self.experts_paths)
+
+    def runs_on_text(self, parameter: str) -> bool:
+        """Whether text runs through a parameter: not one of a vision tower, a talker or the like."""
+        head = self.text_model.get_output_embeddings()
+        inside = not self.decoder_path or parameter.startswith(self.decoder_path + ".")
+        return inside or get_tensor(self.model, parameter) is getattr(head, "weight", None)
 
     def layer_of(self, parameter: str) -> int | None:
         """The decoder layer a parameter belongs to, or None."""
@@ -69,22 +97,35 @@ class Architecture:
     def total_parameters(self, keep: int | None = None) -> int:
         """Parameters of the decoder with `keep` experts a layer (default: all)."""
         kept = self.num_experts if keep is None else keep
+        experts = set(self.experts_paths.values())
         total = 0
         parameters: Iterator[tuple[str, torch.Tensor]] = self.model.named_parameters()
         for name, tensor in parameters:
-            if name in self.sliced:
-                total += tensor.numel() // self.num_experts * kept
-            else:
-                total += tensor.numel()
+            dim = self.sliced.get(name)
+            length = 1 if dim is None else self.pruned_length(name, tensor.shape[dim], kept)
+            if name.rpartition(".")[0] in experts:
+                # Behind the experts lies what nothing reads.
+                length -= self.extras.get(name, 0)
+            total += tensor.numel() // (1 if dim is None else tensor.shape[dim]) * length
         return total
+
+    def pruned_length(self, name: str, length: int, keep: int) -> int:
+        """Entries along the experts' dimension of a sliced parameter that hold `keep` experts."""
+        extra = self.extras.get(name, 0)
+        return (length - extra) // self.num_experts * keep + extra
+
+    def entries_of_each(self, name: str) -> int:
+        """Entries of one expert along the experts' dimension of a sliced parameter."""
+        length = int(get_tensor(self.model, name).shape[self.sliced[name]])
+        return (length - self.extras.get(name, 0)) // self.num_experts
 
     def active_parameters(self, keep: int | None = None) -> int:
         """Parameters one token uses: all but the experts it is not sent to."""
         kept = self.num_experts if keep is None else keep
         expert: int = sum(
-            tensor.numel() // self.num_experts
+            tensor.numel() // tensor.shape[self.sliced[name]] * self.entries_of_each(name)
             for path in self.experts_paths.values()
-            for tensor in self.model.get_submodule(path).parameters(recurse=False)
+            for name, tensor in self.model.get_submodule(path).named_parameters(path, recurse=False)
         )
         return self.total_parameters(keep) - expert * (kept - self.routing.experts_per_token)
 
@@ -110,156 +151,48 @@ def read_architecture(
     """
     config = load_config(directory, raw_config, trust_remote_code=trust_remote_code)
     model = build_meta_model(config, dtype, trust_remote_code=trust_remote_code)
-    experts = _experts_modules(model)
-    layers_path, num_layers = _layer_list(model, experts)
-    num_experts = _one_count(model, experts)
-    count_paths, reduced, fewer = _find_count_keys(
-        directory, raw_config, num_experts, dtype=dtype, trust_remote_code=trust_remote_code
+    decoder = find_decoder(model)
+    num_experts = _one_count(model, decoder)
+    smaller = build_smaller(
+        directory, raw_config, model, decoder, trust_remote_code=trust_remote_code
     )
-    prefix = layers_path + "."
-    paths = {int(path.removeprefix(prefix).split(".", 1)[0]): path for path in experts}
-    if len(paths) != len(experts):
-        message = f"{type(model).__name__} has layers with several routed-experts modules"
-        raise UnsupportedError(message)
-    sliced = _shape_difference(model, reduced, num_experts, fewer)
+    sliced = shape_difference(model, num_experts, smaller.model, smaller.count)
+    _check_sliced(model, decoder, sliced)
+    first = min(decoder.experts_paths)
     return Architecture(
         name=(raw_config.get("architectures") or [type(model).__name__])[0],
         model=model,
-        layers_path=layers_path,
-        num_layers=num_layers,
-        experts_paths=paths,
+        layers_path=decoder.layers_path,
+        num_layers=decoder.num_layers,
+        experts_paths=decoder.experts_paths,
         num_experts=num_experts,
-        routing=read_routing(model, f"{prefix}{min(paths)}", paths[min(paths)], sliced),
-        count_paths=count_paths,
+        routing=read_routing(
+            model, f"{decoder.layers_path}.{first}", decoder.experts_paths[first], sliced
+        ),
+        count_paths=smaller.count_paths,
         sliced=sliced,
         tied=frozenset(getattr(model, "all_tied_weights_keys", None) or {}),
+        text_path=decoder.text_path,
+        extras=extra_entries(model, num_experts, smaller, sliced),
     )
 
 
-def _experts_modules(model: nn.Module) -> list[str]:
-    found = [name for name, module in model.named_modules() if is_experts_module(module)]
-    if found:
-        return found
-    kind = type(model).__name__
-    suspects = sorted(
-        {type(module).__name__ for module in model.modules() if "Expert" in type(module).__name__}
-    )
-    if suspects:
-        message = (
-            f"{kind} runs its experts in {', '.join(suspects)} and not through transformers' "
-            "experts call; this version has no adapter for it"
-        )
-    else:
-        message = f"{kind} has no Mixture-of-Experts layers: there is nothing to prune"
-    raise UnsupportedError(message)
-
-
-def _layer_list(model: nn.Module, experts: list[str]) -> tuple[str, int]:
-    lists = set()
-    for path in experts:
-        parts = path.split(".")
-        prefixes = (".".join(parts[:end]) for end in range(1, len(parts)))
-        lists.add(
-            next((p for p in prefixes if isinstance(model.get_submodule(p), nn.ModuleList)), None)
-        )
-    if len(lists) != 1 or None in lists:
-        message = (
-            f"{type(model).__name__} does not hold its MoE layers in one list of decoder layers "
-            f"(found {sorted(map(str, lists))})"
-        )
-        raise UnsupportedError(message)
-    path = str(lists.pop())
-    return path, len(list(model.get_submodule(path).children()))
-
-
-def _one_count(model: nn.Module, experts: list[str]) -> int:
-    counts = {
-        tensor.shape[0]
-        for path in experts
-        for tensor in model.get_submodule(path).parameters(recurse=False)
-    }
+def _one_count(model: Any, decoder: Decoder) -> int:
+    counts = expert_counts(model, decoder.experts_paths.values())
     if len(counts) != 1:
         message = (
             f"{type(model).__name__} has MoE layers of {sorted(counts)} experts; serving engines "
             "and this tool expect one number for all layers"
         )
         raise UnsupportedError(message)
-    return int(counts.pop())
+    return counts.pop()
 
 
-def _count_candidates(
-    config: Mapping[str, Any], num_experts: int, path: tuple[str, ...] = ()
-) -> Iterator[tuple[str, ...]]:
-    for key, value in config.items():
-        if isinstance(value, Mapping) and key != "quantization_config":
-            yield from _count_candidates(value, num_experts, (*path, key))
-        if "expert" not in key or _NOT_A_COUNT.search(key):
-            continue
-        values = value if isinstance(value, list) and value else [value]
-        if all(type(entry) is int and entry == num_experts for entry in values):
-            yield (*path, key)
-
-
-def with_expert_count(
-    raw_config: Mapping[str, Any], paths: tuple[tuple[str, ...], ...], count: int
-) -> dict[str, Any]:
-    """A copy of the raw config in which every key of `paths` says `count` experts."""
-    changed = copy.deepcopy(dict(raw_config))
-    for *parents, key in paths:
-        owner = changed
-        for parent in parents:
-            owner = owner[parent]
-        owner[key] = [count] * len(owner[key]) if isinstance(owner[key], list) else count
-    return changed
-
-
-def _find_count_keys(
-    directory: Path,
-    raw_config: Mapping[str, Any],
-    num_experts: int,
-    *,
-    dtype: torch.dtype,
-    trust_remote_code: bool,
-) -> tuple[tuple[tuple[str, ...], ...], Any, int]:
-    """The config keys that hold the number of experts, proved by building the smaller model."""
-    paths = tuple(_count_candidates(raw_config, num_experts))
-    failure = f"no key of config.json holds the number of experts ({num_experts})"
-    for fewer in (num_experts - 1, num_experts // 2) if paths else ():
-        if fewer < 1:
-            continue
-        try:
-            raw = with_expert_count(raw_config, paths, fewer)
-            smaller = load_config(directory, raw, trust_remote_code=trust_remote_code)
-            reduced = build_meta_model(smaller, dtype, trust_remote_code=trust_remote_code)
-        except UnsupportedError as error:
-            failure = f"a model of {fewer} experts cannot be built: {error}"
-            continue
-        if _one_count(reduced, _experts_modules(reduced)) == fewer:
-            return paths, reduced, fewer
-        failure = f"config keys {['.'.join(p) for p in paths]} do not set the number of experts"
-    message = f"{directory / 'config.json'}: {failure}"
-    raise UnsupportedError(message)
-
-
-def _shape_difference(
-    model: nn.Module, reduced: nn.Module, num_experts: int, fewer: int
-) -> dict[str, int]:
-    sliced: dict[str, int] = {}
-    small = {name: tensor.shape for name, tensor in reduced.state_dict().items()}
-    for name, tensor in model.state_dict().items():
-        if name not in small or len(small[name]) != tensor.dim():
-            message = f"{type(model).__name__}: {name} changes its form with the number of experts"
-            raise UnsupportedError(message)
-        dims = [d for d in range(tensor.dim()) if tensor.shape[d] != small[name][d]]
-        if not dims:
-            continue
-        lengths = [(tensor.shape[d], small[name][d]) for d in dims]
-        if lengths != [(num_experts, fewer)]:
-            message = (
-                f"{type(model).__name__}: {name} is {list(tensor.shape)} with {num_experts} "
-                f"experts and {list(small[name])} with {fewer}; expected one dimension of that "
-                "length to differ"
-            )
-            raise UnsupportedError(message)
-        sliced[name] = dims[0]
-    return sliced
+def _check_sliced(model: Any, decoder: Decoder, sliced: Mapping[str, int]) -> None:
+    outside = [name for name in sliced if not name.startswith(decoder.layers_path + ".")]
+    if outside:
+        message = (
+            f"{type(model).__name__}: {outside[0]} depends on the number of experts but lies in no "
+            "decoder layer"
+        )
+        raise UnsupportedError(message)

@@ -1,8 +1,8 @@
-"""Which weights a checkpoint says it stores as FP8, told from its config and index alone.
+"""Which weights a checkpoint says it stores quantised, told from its config and index alone.
 
-The index settles it: a weight with a scale beside it is FP8. Without an index the quantisation
-settings do: every linear layer except those they name. Layouts are those of
-`reap_stream.formats.fp8`.
+Those of FP8 are described here, packed ones in `reap_stream.model.declared_packed`. The index
+settles it: a weight with a scale beside it is FP8. Without an index the quantisation settings do:
+every linear layer except those they name. Layouts are those of `reap_stream.formats.fp8`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,11 @@ from typing import Any, Literal
 from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats.fp8 import DEFAULT_BLOCK
+from reap_stream.formats.settings import quantization_settings, schemes
+from reap_stream.model.declared_packed import DeclaredBlocks, DeclaredPacked, declared_packed
+from reap_stream.model.described_mtp import Spec
 
+_MATRIX = 2
 Layout = Literal["block", "channel", "tensor"]
 _LAYOUTS: dict[str, Layout] = {"block": "block", "channel": "channel", "tensor": "tensor"}
 
@@ -52,6 +56,17 @@ class DeclaredFp8:
             return name + self.suffix in self.names
         return linear and not self.excluded(name.rpartition(".")[0])
 
+    def takes(self, shape: tuple[int, ...]) -> bool:
+        """Whether the tensors of a weight of this shape can be told."""
+        return len(shape) == _MATRIX
+
+    def tensors(self, name: str, shape: tuple[int, ...]) -> dict[str, Spec]:
+        """The tensors that store a weight: codes and scales."""
+        return {
+            name: ("F8_E4M3", shape),
+            name + self.suffix: (self.scale_dtype, self.scale_shape(shape)),
+        }
+
     def scale_shape(self, shape: tuple[int, ...]) -> tuple[int, ...]:
         """The shape of the scales of a weight [rows, columns]."""
         rows, columns = shape
@@ -60,10 +75,10 @@ class DeclaredFp8:
         return (rows, 1) if self.layout == "channel" else (1,)
 
 
-def declared_fp8(
+def declared_weights(
     config: Mapping[str, Any], names: Collection[str] | None, stored: str, path: Path
-) -> DeclaredFp8 | None:
-    """What config.json and the index say of FP8 weights; None where they speak of none.
+) -> DeclaredFp8 | DeclaredPacked | DeclaredBlocks | None:
+    """What config.json and the index say of quantised weights; None where they speak of none.
 
     Args:
         config: parsed config.json.
@@ -75,14 +90,17 @@ def declared_fp8(
         UnsupportedError: the weights are quantised in a way whose tensors cannot be told without
             the shards.
     """
-    settings = config.get("quantization_config") or config.get("compression_config") or {}
-    if not isinstance(settings, Mapping):
-        raise _unknown(settings, path)
+    settings = quantization_settings(config)
     method = settings.get("quant_method")
     if not settings:
         return _from_names(names)
+    if config.get("expert_dtype") not in (None, "fp8"):
+        raise _unknown(f"{method} with experts of {config['expert_dtype']}", path)
     if method == "fp8":
         return _block_fp8(settings, names)
+    packed = declared_packed(settings, names, stored, _left_out(settings))
+    if packed is not None:
+        return packed
     if method == "compressed-tensors":
         return _compressed_tensors(settings, names, stored, path)
     raise _unknown(method, path)
@@ -113,20 +131,26 @@ def _block_fp8(settings: Mapping[str, Any], names: Collection[str] | None) -> De
 def _compressed_tensors(
     settings: Mapping[str, Any], names: Collection[str] | None, stored: str, path: Path
 ) -> DeclaredFp8:
-    groups = [group or {} for group in (settings.get("config_groups") or {}).values()]
-    weights = [group.get("weights") or {} for group in groups]
-    kinds = {(w.get("type"), w.get("num_bits"), w.get("strategy")) for w in weights}
-    kind, bits, strategy = kinds.pop() if len(kinds) == 1 else (None, None, None)
+    said = schemes(settings)
+    kinds = {(scheme.kind, scheme.bits, scheme.strategy) for scheme in said}
+    kind, bits, strategy = kinds.pop() if len(kinds) == 1 else ("", 0, "")
     if (kind, bits) != ("float", 8) or strategy not in _LAYOUTS:
         raise _unknown(settings.get("format") or "compressed-tensors", path)
-    targets = [str(target) for group in groups for target in group.get("targets") or ()]
+    block = said[0].block or DEFAULT_BLOCK
+    return DeclaredFp8("_scale", _LAYOUTS[strategy], block, stored, names, _left_out(settings))
+
+
+def _left_out(settings: Mapping[str, Any]) -> Callable[[str], bool]:
+    """Whether compressed-tensors' settings leave a module as it is."""
+    groups = settings.get("config_groups") or {}
+    owned = [group for group in groups.values() if isinstance(group, Mapping)]
+    targets = [str(target) for group in owned for target in group.get("targets") or ()]
     ignored = [str(entry) for entry in settings.get("ignore") or ()]
-    block = weights[0].get("block_structure") or DEFAULT_BLOCK
 
     def excluded(module: str) -> bool:
         return _named(module, ignored) or not ("Linear" in targets or _named(module, targets))
 
-    return DeclaredFp8("_scale", _LAYOUTS[strategy], (block[0], block[1]), stored, names, excluded)
+    return excluded
 
 
 def _named(module: str, entries: list[str]) -> bool:

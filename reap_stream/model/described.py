@@ -29,8 +29,9 @@ from reap_stream.checkpoint.source import (
 )
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import TORCH_DTYPES, group_weights, known_formats
+from reap_stream.model.adapters import is_experts_module
 from reap_stream.model.architecture import Architecture, read_architecture
-from reap_stream.model.declared_fp8 import DeclaredFp8, declared_fp8
+from reap_stream.model.declared_fp8 import declared_weights
 from reap_stream.model.described_mtp import Spec, Twins, assumed_mtp, extra_shape, listed_mtp
 from reap_stream.model.opened import OpenedModel, check_mtp_count, open_model
 from reap_stream.model.roles import map_tensors
@@ -38,12 +39,13 @@ from reap_stream.model.transformers_api import (
     KeyMap,
     build_meta_model,
     checkpoint_tensors,
-    is_experts_module,
     load_config,
     parameter_dtype,
 )
 
 _TAGS: Final = {dtype: tag for tag, dtype in TORCH_DTYPES.items()}
+# Of what an MTP layer's twin holds these are no numbers: the layer lists the same tensors itself.
+_CODES: Final = ("U8", "I8", "I32")
 _TOLERANCE: Final = 0.01
 
 
@@ -117,16 +119,18 @@ class _Description:
         self._keys = keys
         self._names: Collection[str] | None = only.weight_map
         self._tensors: dict[str, Spec] = {}
+        self._covered = False
         self._modules = dict(architecture.model.named_modules())
         self._stored = self._stored_dtype()
-        self._fp8 = declared_fp8(
+        self._declared = declared_weights(
             only.config, self._names, _TAGS[self._stored], only.directory / CONFIG_NAME
         )
 
     def describe(self, *, trust_remote_code: bool) -> None:
         """Decoder, then MTP layers, then what the index says against it."""
         for name, spec in self._plain_tensors(trust_remote_code=trust_remote_code):
-            self._add(name, spec, fp8=self._fp8 is not None and self._is_fp8(name, spec, self._fp8))
+            self._add(name, spec)
+        self._check_declared()
         self._add_mtp()
         self._compare()
 
@@ -186,11 +190,23 @@ class _Description:
         for name, tensor in checkpoint_tensors(model, state).items():
             yield name, (_TAGS[tensor.dtype], tuple(tensor.shape))
 
-    def _is_fp8(self, name: str, spec: Spec, fp8: DeclaredFp8) -> bool:
-        covered = fp8.covers(name, linear=self._names is None and self._is_linear(name))
-        if covered and len(spec[1]) != 2:
+    def _check_declared(self) -> None:
+        if self._declared is not None and self._names is None and not self._covered:
             message = (
-                f"{self._only.directory / CONFIG_NAME}: {name!r} holds all experts in one FP8 "
+                f"{self._only.directory / CONFIG_NAME}: the weights are quantised, but in none of "
+                "the model's tensors as far as this file tells; give a directory that holds the "
+                "safetensors shards"
+            )
+            raise UnsupportedError(message)
+
+    def _is_quantised(self, name: str, spec: Spec) -> bool:
+        if self._declared is None:
+            return False
+        linear = self._names is None and self._is_linear(name)
+        covered = self._declared.covers(name, linear=linear)
+        if covered and not self._declared.takes(spec[1]):
+            message = (
+                f"{self._only.directory / CONFIG_NAME}: {name!r} holds all experts in one quantised "
                 "tensor, whose scales cannot be told without the safetensors shards; give a "
                 "directory that holds them"
             )
@@ -205,20 +221,21 @@ class _Description:
             return False
         if is_experts_module(module):
             return True
-        head = self._architecture.model.get_output_embeddings()
+        head = self._architecture.text_model.get_output_embeddings()
         is_router = target in self._architecture.sliced
         return isinstance(module, nn.Linear) and module is not head and not is_router
 
-    def _add(self, name: str, spec: Spec, *, fp8: bool) -> None:
-        if not fp8 or self._fp8 is None:
+    def _add(self, name: str, spec: Spec) -> None:
+        """Adds a weight as it would be unquantised, in the tensors that store it."""
+        if self._declared is not None and self._is_quantised(name, spec):
+            self._tensors.update(self._declared.tensors(name, spec[1]))
+            self._covered = True
+        else:
             self._tensors[name] = spec
-            return
-        self._tensors[name] = ("F8_E4M3", spec[1])
-        scales = (self._fp8.scale_dtype, self._fp8.scale_shape(spec[1]))
-        self._tensors[name + self._fp8.suffix] = scales
 
     def _add_mtp(self) -> None:
-        twins = Twins(self._tensors, self._architecture)
+        own = {name: spec for name, spec in self._tensors.items() if self._is_decoders(name)}
+        twins = Twins(own, self._architecture)
         if self._names is None:
             assumed, notes = assumed_mtp(self._only.config, self._architecture, twins)
             self.notes += notes
@@ -227,15 +244,23 @@ class _Description:
                 if spec is not None:
                     self._tensors[name] = spec
             return
-        suffix = None if self._fp8 is None else self._fp8.suffix
+        suffix = None if self._declared is None else self._declared.suffix
         for name, rest in listed_mtp(self._names, self._architecture.num_layers, suffix):
             spec = self._mtp_spec(name, rest, twins)
             if spec is None or name in self._tensors:
                 continue
             tag, shape = spec
+            if tag in _CODES:
+                self._tensors[name] = spec
+                continue
             plain = (_TAGS[self._stored] if tag == "F8_E4M3" else tag, shape)
-            covered = self._fp8 is not None and self._is_fp8(name, plain, self._fp8)
-            self._add(name, plain, fp8=covered)
+            self._add(name, plain)
+
+    def _is_decoders(self, name: str) -> bool:
+        """Whether a tensor, or the weight that it is a part of, is a decoder layer's."""
+        weight = f"{name.rpartition('.')[0]}.weight"
+        mapped = self._keys.target(name) or self._keys.target(weight)
+        return mapped is not None and self._architecture.layer_of(mapped[0]) is not None
 
     def _mtp_spec(self, name: str, rest: str, twins: Twins) -> Spec | None:
         """A twin's dtype and shape, or those of what only MTP layers have."""

@@ -13,6 +13,7 @@ from collections.abc import Collection, Iterator, Mapping
 from typing import Any, Final
 
 from reap_stream.model.architecture import Architecture
+from reap_stream.model.mtp import mtp_place
 
 Spec = tuple[str, tuple[int, ...]]
 """safetensors dtype tag and shape of a tensor."""
@@ -38,7 +39,7 @@ class Twins:
     """The decoder layer that an MTP layer repeats: the last with experts.
 
     Args:
-        tensors: the decoder's tensors by name.
+        tensors: the tensors of the decoder's layers by name.
         architecture: the model.
 
     Attributes:
@@ -79,6 +80,8 @@ def assumed_mtp(
     count = config.get(_COUNT_KEY) or text.get(_COUNT_KEY)
     if type(count) is not int or count < 1:
         return [], []
+    if not twins.last:
+        return [], [f"{_COUNT_KEY} is {count}, but no index names such layers: none is counted"]
     note = (
         f"{_COUNT_KEY} is {count} and no index tells what that means: assumed to be like the last "
         "MoE layer, with embeddings and a head of their own"
@@ -106,16 +109,15 @@ def listed_mtp(
         (name, its part behind the layer's number, or the name where it has none).
     """
     for name in names:
-        match = _LAYER.match(name)
-        beyond = match is not None and int(match["number"]) >= num_layers
+        place = mtp_place(name, num_layers)
         is_scale = scale_suffix is not None and name.endswith(f"weight{scale_suffix}")
-        if (name.startswith("mtp.") or beyond) and not is_scale:
-            yield name, match["rest"] if match else name
+        if place is not None and not is_scale:
+            yield name, place[1]
 
 
 def extra_shape(name: str, architecture: Architecture) -> tuple[int, ...] | None:
     """The shape of a tensor that only MTP layers have; None where its name tells none."""
-    vocabulary, hidden = architecture.model.get_input_embeddings().weight.shape
+    vocabulary, hidden = architecture.embedding.weight.shape
     lengths = {"vocabulary": vocabulary, "hidden": hidden, "joined": 2 * hidden}
     for pattern, dims in _SHAPES:
         if pattern.search(name):

@@ -6,12 +6,14 @@ experts and its gate weights as they are, runs each expert on its tokens only, a
 
     S_j = 1/|X_j| * sum over tokens x in X_j of g_j(x) * ||f_j(x)||_2      (arXiv 2510.13999, eq. 9)
 
-g_j is the number that multiplies f_j(x) in the model's own sum, so no routing is re-derived.
+g_j is the number that multiplies f_j(x) in the model's own sum, so no routing is re-derived. Where a
+model puts the gate on the expert's input, f_j(g_j x) / g_j stands for f_j(x): g_j × norm is then, as
+everywhere, the norm of what the expert adds to the layer's output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Literal, Protocol
 
@@ -21,9 +23,10 @@ from torch.nn import functional
 
 from reap_stream import _native
 from reap_stream.errors import ReapStreamError, UnsupportedError
-from reap_stream.model.transformers_api import apply_gate, grouped_product
+from reap_stream.model.adapters import Linear, find_adapter
+from reap_stream.model.routed_pairs import RoutedPairs, bucket, sort_by_expert
+from reap_stream.model.transformers_api import grouped_product
 
-Linear = Callable[[torch.Tensor, torch.Tensor, "torch.Tensor | None"], torch.Tensor]
 _NATIVE_TAGS: Final[dict[torch.dtype, Literal["bf16", "f16", "f32"]]] = {
     torch.bfloat16: "bf16",
     torch.float16: "f16",
@@ -76,7 +79,7 @@ class RoutedExperts:
     """Runs one layer's experts from a store of their weights.
 
     Args:
-        module: transformers' experts module; gives flags and activation, its weights are unused.
+        module: the experts module, whose kind says what is computed; its weights are unused.
         store: where parameters come from.
         experts_per_token: top-k that the router must show.
         kept: for a pruned layer, the store's expert behind each of the layer's; None: all.
@@ -94,12 +97,16 @@ class RoutedExperts:
         statistics: Statistics | None = None,
         grouped: bool = False,
     ) -> None:
+        adapter = find_adapter(module)
+        assert adapter is not None
         self._module: Any = module
+        self._adapter = adapter
+        (self._num_experts,) = adapter.counts(module)
         self._store = store
         self._experts_per_token = experts_per_token
         self._kept = kept
         self._statistics = statistics
-        self._grouped = grouped
+        self._grouped = grouped and adapter.grouped
         self.batch: BatchTokens | None = None
         self.calls = 0
 
@@ -120,9 +127,13 @@ class RoutedExperts:
         batch = self._check(hidden_states, top_k_index)
         gates = top_k_weights.float()
         out = torch.zeros(hidden_states.shape, dtype=torch.float32, device=hidden_states.device)
-        routed = sort_by_expert(top_k_index, batch.valid, int(self._module.num_experts))
+        # A gate of zero is a router's way to send a token nowhere (zaya's skipped tokens).
+        chosen = torch.where(gates == 0, self._num_experts, top_k_index)
+        routed = sort_by_expert(chosen, batch.valid, self._num_experts)
         run = self._run_grouped if self._grouped else self._run_each
-        run(hidden_states, gates, routed, out)
+        # Prediction layers may find no token in a batch of short rows.
+        if any(routed.counts):
+            run(hidden_states, gates, routed, out)
         return out.to(hidden_states.dtype)
 
     def _run_each(
@@ -146,11 +157,15 @@ class RoutedExperts:
                 None if following is None else self._source(following),
             )
             padded = functional.pad(tokens, (0, bucket(len(tokens)) - len(tokens)))
-            rows = self._run(hidden_states.index_select(0, padded), parameters, functional.linear)
+            padded_slots = functional.pad(slots, (0, len(padded) - len(slots)))
+            inputs = self._inputs(hidden_states, gates, padded, padded_slots)
+            rows = self._run(inputs, parameters, functional.linear)
             rows, gate = rows[: len(tokens)], gates[tokens, slots]
+            _combine(out, rows, self._factors(gate), tokens)
             if self._statistics is not None:
-                self._statistics.add(expert, rows, gate, self.batch.sources[tokens])
-            _combine(out, rows, gate, tokens)
+                self._statistics.add(
+                    expert, self._measured(rows, gate), gate, self.batch.sources[tokens]
+                )
 
     def _run_grouped(
         self,
@@ -174,14 +189,18 @@ class RoutedExperts:
             product = grouped_product(rows, weight.transpose(-2, -1), ends)
             return product if bias is None else product + bias[experts]
 
-        rows = self._run(hidden_states[routed.tokens], stacked, linear)
+        inputs = self._inputs(hidden_states, gates, routed.tokens, routed.slots)
+        rows = self._run(inputs, stacked, linear)
         gate = gates[routed.tokens, routed.slots]
         if self._statistics is not None:
-            self._statistics.add(experts, rows, gate, self.batch.sources[routed.tokens])
+            sources = self.batch.sources[routed.tokens]
+            self._statistics.add(experts, self._measured(rows, gate), gate, sources)
         # A place for each (token, choice), summed in order: adding rows of one token as they come
         # would give other last bits in every run on a GPU.
         places = out.new_zeros((len(out) * gates.shape[1], out.shape[1]))
-        places[routed.tokens * gates.shape[1] + routed.slots] = rows.float() * gate[:, None]
+        places[routed.tokens * gates.shape[1] + routed.slots] = (
+            rows.float() * self._factors(gate)[:, None]
+        )
         out += places.view(len(out), gates.shape[1], -1).sum(dim=1)
 
     def _source(self, expert: int) -> int:
@@ -210,58 +229,30 @@ class RoutedExperts:
     def _run(
         self, rows: torch.Tensor, parameters: dict[str, torch.Tensor], linear: Linear
     ) -> torch.Tensor:
-        """Experts on their tokens: up (and gate) projection, activation, down projection."""
-        module = self._module
-        hidden = self._project(
-            rows, parameters, "gate_up_proj" if module.has_gate else "up_proj", linear
-        )
-        hidden = apply_gate(module, hidden) if module.has_gate else module.act_fn(hidden)
-        hidden = self._project(hidden, parameters, "down_proj", linear)
-        # Older releases of transformers lack the flag: no family has the norm there.
-        normed = getattr(module, "has_post_expert_norm", False)
-        return module.post_expert_norm(hidden) if normed else hidden
+        return self._adapter.run(self._module, rows, parameters, linear)
 
-    def _project(
-        self, rows: torch.Tensor, parameters: dict[str, torch.Tensor], leaf: str, linear: Linear
+    def _inputs(
+        self,
+        hidden_states: torch.Tensor,
+        gates: torch.Tensor,
+        tokens: torch.Tensor,
+        slots: torch.Tensor,
     ) -> torch.Tensor:
-        weight = parameters[leaf]
-        weight = weight.transpose(-2, -1) if self._module.is_transposed else weight
-        return linear(rows, weight, parameters[f"{leaf}_bias"] if self._module.has_bias else None)
+        """What experts are given: tokens, scaled where the gate is on the input."""
+        rows = hidden_states.index_select(0, tokens)
+        if not self._adapter.gate_on_input:
+            return rows
+        return rows * gates[tokens, slots].to(rows.dtype)[:, None]
 
+    def _factors(self, gates: torch.Tensor) -> torch.Tensor:
+        """What experts' outputs are multiplied with in the layer's sum."""
+        return torch.ones_like(gates) if self._adapter.gate_on_input else gates
 
-@dataclass(frozen=True, slots=True)
-class RoutedPairs:
-    """(token, expert) pairs sorted by expert, then by token; padding left out.
-
-    Attributes:
-        tokens: int64 [pairs] token numbers.
-        slots: int64 [pairs] positions in the token's top-k.
-        counts: pairs of each expert.
-    """
-
-    tokens: torch.Tensor
-    slots: torch.Tensor
-    counts: list[int]
-
-
-def bucket(count: int) -> int:
-    """`count` rounded up by at most a sixteenth, so that few different shapes occur.
-
-    The CPU's matrix library makes and keeps a kernel for every shape it meets, and experts get a
-    different number of tokens each time.
-    """
-    step = 1 << max(3, count.bit_length() - 5)
-    return -(-count // step) * step
-
-
-def sort_by_expert(top_k_index: torch.Tensor, valid: torch.Tensor, num_experts: int) -> RoutedPairs:
-    """Sorts the router's choice [tokens, k] by expert; tokens where `valid` is False drop out."""
-    top_k = top_k_index.shape[1]
-    # Padding is sent to a number past the last expert, so that it is sorted to the end.
-    flat = torch.where(valid[:, None], top_k_index, num_experts).reshape(-1)
-    counts = torch.bincount(flat, minlength=num_experts + 1)[:num_experts].tolist()
-    pairs = torch.argsort(flat, stable=True)[: sum(counts)]
-    return RoutedPairs(torch.div(pairs, top_k, rounding_mode="floor"), pairs % top_k, counts)
+    def _measured(self, rows: torch.Tensor, gates: torch.Tensor) -> torch.Tensor:
+        """Outputs before the gate weight, as the statistics want them."""
+        if not self._adapter.gate_on_input:
+            return rows
+        return rows.float() / gates[:, None]
 
 
 def _combine(

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -20,60 +19,37 @@ from torch import nn
 
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.refs import TensorRef
+from reap_stream.checkpoint.token_tables import remapped
+from reap_stream.model.adapters import attach_experts
 from reap_stream.model.architecture import Architecture
+from reap_stream.model.arena import Arena
+from reap_stream.model.calls import LayerCall
 from reap_stream.model.experts import BatchTokens, RoutedExperts, Statistics
+from reap_stream.model.feeds import feed_refs, layer_feeds
+from reap_stream.model.hash_routing import token_tables
 from reap_stream.model.loading import load_parameters, release_parameters
 from reap_stream.model.opened import OpenedModel
-from reap_stream.model.roles import Feed, TensorMap
-from reap_stream.model.skeleton import LayerCall
+from reap_stream.model.outline import Outline
+from reap_stream.model.recording import Lookup, looking_up
+from reap_stream.model.row_lookup import row_lookup
 from reap_stream.model.store import MOVING_SLOTS, ExpertStore
-from reap_stream.model.transformers_api import attach_experts, set_tensor
+from reap_stream.model.transformers_api import get_tensor, set_tensor
 
 RawSink = Callable[[TensorRef, "np.ndarray[Any, Any]"], None]
-
-
-@dataclass(frozen=True, slots=True)
-class LayerFeeds:
-    """What one layer is made of.
-
-    Attributes:
-        dense: feeds of everything but the routed experts.
-        experts: experts parameter leaf → feed; empty in a dense layer.
-        dims: experts parameter leaf → dimension of the experts.
-    """
-
-    dense: tuple[Feed, ...]
-    experts: dict[str, Feed]
-    dims: dict[str, int]
-
-
-def layer_feeds(architecture: Architecture, tensor_map: TensorMap) -> list[LayerFeeds]:
-    """Divides a model's feeds among its layers, in order."""
-    dense: list[list[Feed]] = [[] for _ in range(architecture.num_layers)]
-    experts: list[dict[str, Feed]] = [{} for _ in range(architecture.num_layers)]
-    dims: list[dict[str, int]] = [{} for _ in range(architecture.num_layers)]
-    for target, feed in tensor_map.feeds.items():
-        layer = architecture.layer_of(target)
-        if layer is None:
-            continue
-        module, _, leaf = target.rpartition(".")
-        if module == architecture.experts_paths.get(layer) and target in architecture.sliced:
-            experts[layer][leaf] = feed
-            dims[layer][leaf] = architecture.sliced[target]
-        else:
-            dense[layer].append(feed)
-    return [
-        LayerFeeds(tuple(d), e, n) for d, e, n in zip(dense, experts, dims, strict=True)
-    ]  # fmt: skip
 
 
 class StreamedLayer:
     """A decoder layer whose weights are in memory; see `StreamedModel.layer`."""
 
     def __init__(
-        self, module: nn.Module, store: ExpertStore | None, runner: RoutedExperts | None
+        self,
+        module: nn.Module,
+        store: ExpertStore | None,
+        runner: RoutedExperts | None,
+        lookups: Mapping[int, Lookup],
     ) -> None:
         self._module = module
+        self._lookups = lookups
         self.store = store
         self.runner = runner
 
@@ -90,12 +66,31 @@ class StreamedLayer:
         Returns:
             Hidden states after the layer, of the same shape.
         """
+        returned = self._run(hidden_states, call, tokens)
+        output: torch.Tensor = returned[0] if isinstance(returned, tuple) else returned
+        return output
+
+    def run_whole(
+        self, hidden_states: torch.Tensor, call: LayerCall, tokens: BatchTokens, outline: Outline
+    ) -> list[Any]:
+        """Runs the layer on one batch; gives all that later layers may need of it.
+
+        Args:
+            hidden_states: [rows, width, ...].
+            call: what the model calls this layer with; may hold dictionaries that the layer fills.
+            tokens: which of the rows × width tokens are real, and whose they are.
+            outline: the form of what the layer gives.
+
+        Returns:
+            The leaves of `outline.outputs`, the hidden states first.
+        """
+        return outline.collect(self._run(hidden_states, call, tokens), call)
+
+    def _run(self, hidden_states: torch.Tensor, call: LayerCall, tokens: BatchTokens) -> Any:
         if self.runner is not None:
             self.runner.batch = tokens
-        with torch.inference_mode():
-            result = self._module(hidden_states, *call.args, **call.kwargs)
-        output: torch.Tensor = result[0] if isinstance(result, tuple) else result
-        return output
+        with torch.inference_mode(), looking_up(self._lookups):
+            return self._module(hidden_states, *call.args, **call.kwargs)
 
 
 class StreamedModel:
@@ -107,6 +102,7 @@ class StreamedModel:
         device: where layers run.
         expert_slots: experts of a layer held in memory at a time; None: all.
         grouped: run experts in grouped matrix products.
+        arena: memory for experts, shared with others that do not run at the same time.
     """
 
     def __init__(
@@ -117,6 +113,7 @@ class StreamedModel:
         *,
         expert_slots: int | None = None,
         grouped: bool = False,
+        arena: Arena | None = None,
     ) -> None:
         architecture = model.architecture
         self._architecture = architecture
@@ -127,7 +124,7 @@ class StreamedModel:
         self.feeds = layer_feeds(architecture, model.tensor_map)
         wanted = architecture.num_experts if expert_slots is None else expert_slots
         self._slots = max(1 + MOVING_SLOTS, wanted)
-        self._arena: torch.Tensor | None = None
+        self._arena = Arena(device) if arena is None else arena
 
     def prefetch(self, index: int) -> None:
         """Asks the operating system to bring a layer's bytes into its cache."""
@@ -141,14 +138,11 @@ class StreamedModel:
         if not feeds.experts:
             return None
         count = self._architecture.num_experts
-        store = ExpertStore(feeds.experts, feeds.dims, count, self._keys, self._reader)
+        store = ExpertStore(
+            feeds.experts, feeds.dims, count, self._keys, self._reader, each=feeds.each
+        )
         slots = min(self._slots, count)
-        nbytes = slots * store.layout.nbytes
-        if self._arena is None or self._arena.numel() < nbytes:
-            self._arena = None
-            pinned = self._device.type == "cuda"
-            self._arena = torch.empty(nbytes, dtype=torch.uint8, pin_memory=pinned)
-        store.open(self._arena, slots)
+        store.open(self._arena.take(slots * store.layout.nbytes), slots)
         return store
 
     @contextmanager
@@ -179,14 +173,24 @@ class StreamedModel:
                     statistics=statistics,
                     grouped=self._grouped,
                 )
-                attach_experts(module, runner)
-            yield StreamedLayer(model.get_submodule(path), store, runner)
+                attach_experts(model, self._architecture.experts_paths[index], runner)
+            lookups = self._lookups(index, model)
+            yield StreamedLayer(model.get_submodule(path), store, runner, lookups)
         finally:
             if runner is not None:
-                attach_experts(model.get_submodule(self._architecture.experts_paths[index]), None)
+                attach_experts(model, self._architecture.experts_paths[index], None)
             if store is not None:
                 store.close()
             release_layer(model, path)
+
+    def _lookups(self, index: int, model: Any) -> dict[int, Lookup]:
+        """Where the rows of a layer's tables come from; `model` is the model or a pruned one."""
+        return {
+            id(get_tensor(model, name)): row_lookup(
+                weights, self._reader, self._device, model.dtype
+            )
+            for name, weights in self.feeds[index].tables.items()
+        }
 
     @contextmanager
     def pruned_layer(
@@ -207,7 +211,7 @@ class StreamedModel:
         model, path = reduced.model, f"{reduced.layers_path}.{index}"
         module = model.get_submodule(reduced.experts_paths[index])
         picked = torch.tensor(list(kept), device=self._device)
-        copy_sliced(self._architecture.model, model, path, self._architecture.sliced, picked)
+        copy_sliced(self._architecture, model, path, picked)
         assert full.store is not None
         runner = RoutedExperts(
             module,
@@ -216,20 +220,13 @@ class StreamedModel:
             kept=kept,
             grouped=self._grouped,
         )
-        attach_experts(module, runner)
+        attach_experts(model, reduced.experts_paths[index], runner)
         try:
-            yield StreamedLayer(model.get_submodule(path), full.store, runner)
+            lookups = self._lookups(index, model)
+            yield StreamedLayer(model.get_submodule(path), full.store, runner, lookups)
         finally:
-            attach_experts(module, None)
+            attach_experts(model, reduced.experts_paths[index], None)
             release_layer(model, path)
-
-
-def feed_refs(feeds: Sequence[Feed]) -> Iterator[TensorRef]:
-    """The tensors that feeds are made of."""
-    for feed in feeds:
-        for _, weights in feed.groups:
-            for weight in weights:
-                yield from weight.parts.values()
 
 
 def release_layer(model: Any, path: str) -> None:
@@ -239,13 +236,35 @@ def release_layer(model: Any, path: str) -> None:
     release_parameters(model, names)
 
 
-def copy_sliced(
-    source: Any, target: Any, path: str, sliced: Mapping[str, int], picked: torch.Tensor
-) -> None:
-    """Gives `target`'s layer the parameters of `source`'s, with only the picked experts' rows."""
-    for name, tensor in source.get_submodule(path).state_dict().items():
+def copy_sliced(source: Architecture, target: Any, path: str, picked: torch.Tensor) -> None:
+    """Gives `target`'s layer the parameters of `source`'s, with only the picked experts' entries.
+
+    Args:
+        source: the model that is pruned.
+        target: a model of as many experts as are picked.
+        path: dotted path of the layer.
+        picked: int64 [kept] numbers of the experts.
+    """
+    tables = token_tables(source)
+    for name, tensor in source.model.get_submodule(path).state_dict().items():
         full = f"{path}.{name}"
         if tensor.is_meta:
             continue
-        dim = sliced.get(full)
-        set_tensor(target, full, tensor if dim is None else tensor.index_select(dim, picked))
+        if full in tables:
+            table = remapped(tensor.cpu().long().numpy(), picked.tolist(), source.num_experts)
+            set_tensor(target, full, torch.from_numpy(table).to(tensor))
+            continue
+        dim = source.sliced.get(full)
+        if dim is None:
+            set_tensor(target, full, tensor)
+            continue
+        entries = _entries(picked, tensor.shape[dim], source.extras.get(full, 0), source)
+        set_tensor(target, full, tensor.index_select(dim, entries))
+
+
+def _entries(picked: torch.Tensor, length: int, extra: int, source: Architecture) -> torch.Tensor:
+    """Positions of the picked experts' entries, and of those behind all experts."""
+    each = (length - extra) // source.num_experts
+    own = picked[:, None] * each + torch.arange(each, device=picked.device)
+    behind = torch.arange(length - extra, length, device=picked.device)
+    return torch.cat([own.flatten(), behind])

@@ -42,7 +42,7 @@ def decode(
     if weight.is_plain:
         tensor = parts["weight"]
         return tensor.to(dtype) if tensor.is_floating_point() else tensor
-    out = torch.empty(weight.shape, dtype=dtype, device=device)
+    out = weight.empty(dtype, device)
     weight.format.decode(weight, parts, out)
     return out
 

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from reap_stream.checkpoint.configedit import mtp_layer_count
+from reap_stream.checkpoint.format_change import KEPT, FormatChange
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import Weight, group_weights, known_formats
@@ -31,6 +32,7 @@ class OpenedModel:
         keys: transformers' mapping of the checkpoint's keys.
         tensor_map: the checkpoint seen from the model.
         trust_remote_code: the checkpoint's own code may build the model.
+        change: how weights will be written, where not as they are; see `reap_stream.recoding`.
     """
 
     checkpoint: Checkpoint
@@ -38,6 +40,7 @@ class OpenedModel:
     keys: KeyMap
     tensor_map: TensorMap
     trust_remote_code: bool = False
+    change: FormatChange = KEPT
 
     def mtp_kept_layers(self) -> tuple[int, ...]:
         """Next-token-prediction layers that hold routed experts."""
@@ -99,20 +102,26 @@ def check_forward(model: OpenedModel) -> None:
 def forward_faults(model: OpenedModel) -> Iterator[str]:
     """Every reason why the forward cannot run, with file and tensor; none where it can."""
     architecture, feeds = model.architecture, model.tensor_map.feeds
-    for name in unfed_parameters(architecture, feeds):
+    for name in filter(architecture.runs_on_text, unfed_parameters(architecture, feeds)):
         yield (
             f"{model.checkpoint.directory}: no tensor for parameter {name!r}, or none in a format "
             "that is known: the checkpoint is not whole"
         )
     for feed in feeds.values():
+        if not architecture.runs_on_text(feed.target):
+            continue
         parameter = get_tensor(architecture.model, feed.target)
         weights = [weight for _, group in feed.groups for weight in group]
+        refused = False
         for weight in weights:
             reason = weight.format.refusal(weight) or _code_fault(weight, parameter)
             if reason is not None:
+                refused = True
                 yield f"{next(iter(weight.parts.values())).file}: {reason}"
+        if feed.target in architecture.sliced and not refused:
+            yield from _uneven_parts(weights)
         elements = sum(math.prod(weight.shape) for weight in weights)
-        if _fits(feed, parameter, sliced=feed.target in architecture.sliced):
+        if _fits(architecture, feed, parameter):
             continue
         yield (
             f"{next(iter(weights[0].parts.values())).file}: tensors like {weights[0].name!r} "
@@ -122,13 +131,31 @@ def forward_faults(model: OpenedModel) -> Iterator[str]:
         )
 
 
-def _fits(feed: Feed, parameter: torch.Tensor, *, sliced: bool) -> bool:
+def _uneven_parts(weights: list[Weight]) -> Iterator[str]:
+    """Experts are kept in slots of one layout, so what one has all must have."""
+    first = weights[0]
+    for weight in weights:
+        differing = sorted(weight.parts.keys() ^ first.parts.keys())
+        if differing:
+            yield (
+                f"{next(iter(weight.parts.values())).file}: only one of {first.name!r} and "
+                f"{weight.name!r} has {' and '.join(differing)}: the checkpoint is not whole"
+            )
+
+
+def _fits(architecture: Architecture, feed: Feed, parameter: torch.Tensor) -> bool:
     """Whether a parameter can be made of these weights, as far as shapes tell."""
+    dim = architecture.sliced.get(feed.target)
     weights = [weight for _, group in feed.groups for weight in group]
     if feed.groups[0][0] is None:
         return weights[0].shape == tuple(parameter.shape)
     # A converter may make several parameters of a dense weight, but one of the experts.
-    return not sliced or sum(math.prod(weight.shape) for weight in weights) == parameter.numel()
+    if dim is None:
+        return True
+    # Of experts that nothing reads there may be a place without a tensor.
+    length = parameter.shape[dim]
+    read = parameter.numel() // length * (length - architecture.extras.get(feed.target, 0))
+    return sum(math.prod(weight.shape) for weight in weights) == read
 
 
 def _code_fault(weight: Weight, parameter: torch.Tensor) -> str | None:

@@ -12,16 +12,20 @@ from __future__ import annotations
 import re
 from collections import defaultdict
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 
 from reap_stream.checkpoint.refs import WHOLE, Role, TensorRef
+from reap_stream.checkpoint.spare_experts import SpareExpert
+from reap_stream.checkpoint.token_tables import TokenTable
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import Weight
 from reap_stream.model.architecture import Architecture
+from reap_stream.model.hash_routing import token_tables
 from reap_stream.model.mtp import LAYER_NAME, map_mtp
 from reap_stream.model.transformers_api import KeyMap, get_tensor
+from reap_stream.model.unknown import name_stems, unknown_weights
 
 _EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
 # Buffers of old checkpoints that transformers computes itself; their length means nothing.
@@ -35,10 +39,12 @@ class Feed:
     Attributes:
         target: the parameter (the first, where a converter makes several).
         groups: (converter pattern or None, weights in checkpoint order).
+        beside: further parameters that are made of the same.
     """
 
     target: str
     groups: tuple[tuple[str | None, tuple[Weight, ...]], ...]
+    beside: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,12 +56,15 @@ class TensorMap:
         roles: every tensor of the checkpoint → what pruning does to it.
         mtp_layers: layer numbers of next-token-prediction layers, as `Role.layer` has them.
         mtp_tensors: names of all tensors of those layers.
+        mtp_uneven: those of these layers that have another number of experts than the decoder's
+            → that number; they are left whole.
     """
 
     feeds: dict[str, Feed]
     roles: dict[str, Role]
     mtp_layers: tuple[int, ...]
     mtp_tensors: frozenset[str]
+    mtp_uneven: Mapping[int, int] = field(default_factory=dict)
 
 
 def map_tensors(
@@ -70,31 +79,44 @@ def map_tensors(
         UnsupportedError: a parameter has no tensor, an experts tensor has no known layout, or
             a tensor that no parameter takes seems to hold experts.
     """
-    feeds, taken = _collect_feeds(keys, weights)
+    feeds, taken = collect_feeds(keys, {**weights, **unknown_weights(keys, tensors, weights)})
     _check_complete(architecture, feeds)
-    roles: dict[str, Role] = {}
+    roles = _set_spares_aside(architecture, feeds)
     for target, feed in feeds.items():
         if target in architecture.sliced:
             roles.update(_slice_roles(architecture, keys, feed))
     _adopt_companions(roles, tensors)
-    weight_names = {w.name for feed in feeds.values() for _, group in feed.groups for w in group}
+    roles.update(_table_roles(architecture, feeds))
+    fed = (weight for feed in feeds.values() for _, group in feed.groups for weight in group)
+    weight_names = {next(iter(weight.parts.values())).name for weight in fed}
     mtp = map_mtp(architecture, roles, tensors, taken, weight_names)
     # A prediction layer may be stored in another format than its twin, with scales of its own.
     _adopt_companions(roles, tensors)
-    unclaimed = {n: ref for n, ref in tensors.items() if n not in taken and n not in roles}
-    _refuse_unclaimed_experts(architecture, unclaimed, mtp.keys())
+    left_whole = {name for name, (layer, _) in mtp.places.items() if layer in mtp.uneven}
+    claimed = taken | roles.keys() | left_whole
+    unclaimed = {name: ref for name, ref in tensors.items() if name not in claimed}
+    _refuse_unclaimed_experts(architecture, unclaimed, mtp.places.keys())
     for name in tensors:
         roles.setdefault(name, WHOLE)
-    layers = sorted({layer for layer, _ in mtp.values()})
-    return TensorMap(feeds, roles, tuple(layers), frozenset(mtp))
+    layers = sorted({layer for layer, _ in mtp.places.values()})
+    return TensorMap(feeds, roles, tuple(layers), frozenset(mtp.places), mtp.uneven)
 
 
-def natural_key(name: str) -> list[tuple[int, int | str]]:
-    """Sort key under which expert 10 follows expert 9."""
-    return [(0, int(part)) if part.isdigit() else (1, part) for part in name.split(".")]
+def natural_key(name: str) -> list[tuple[int, str, int]]:
+    """Sort key under which expert 10 follows expert 9, and `shard_10` follows `shard_9`."""
+    return [
+        (0, "", int(part)) if part.isdigit() else (1, *_split_number(part))
+        for part in name.split(".")
+    ]
 
 
-def _collect_feeds(keys: KeyMap, weights: Mapping[str, Weight]) -> tuple[dict[str, Feed], set[str]]:
+def _split_number(part: str) -> tuple[str, int]:
+    text = part.rstrip("0123456789")
+    return text, int(part[len(text) :] or -1)
+
+
+def collect_feeds(keys: KeyMap, weights: Mapping[str, Weight]) -> tuple[dict[str, Feed], set[str]]:
+    """Parameter → what it is made of, and the names of all tensors that are used."""
     found: dict[str, dict[str | None, list[Weight]]] = defaultdict(lambda: defaultdict(list))
     taken: set[str] = set()
     for name in sorted(weights, key=natural_key):
@@ -110,21 +132,15 @@ def _collect_feeds(keys: KeyMap, weights: Mapping[str, Weight]) -> tuple[dict[st
         if first is not None:
             order = keys.source_patterns(first)
             patterns.sort(key=lambda p: order.index(p) if p in order else -1)
-        feeds[target] = Feed(target, tuple((p, tuple(groups[p])) for p in patterns))
+        beside = () if first is None else keys.made_beside(target, first)
+        feeds[target] = Feed(target, tuple((p, tuple(groups[p])) for p in patterns), beside)
     return feeds, taken
 
 
 def unfed_parameters(architecture: Architecture, feeds: Mapping[str, Feed]) -> list[str]:
     """Parameters and saved buffers of the model for which the checkpoint has no tensor."""
     made = set(feeds) | architecture.tied
-    single = {
-        name
-        for name, feed in feeds.items()
-        if len(feed.groups) == 1 and feed.groups[0][0] is None
-    }  # fmt: skip
-    if len(single) < len(feeds):
-        # A converter may make several parameters of which only the first is named as target.
-        made |= {n for n in architecture.model.state_dict() if _sibling_is_fed(n, feeds, single)}
+    made.update(name for feed in feeds.values() for name in feed.beside)
     return [name for name in architecture.model.state_dict() if name not in made]
 
 
@@ -140,11 +156,6 @@ def _check_complete(architecture: Architecture, feeds: Mapping[str, Feed]) -> No
         raise UnsupportedError(message)
 
 
-def _sibling_is_fed(name: str, feeds: Mapping[str, Feed], single: set[str]) -> bool:
-    module = name.rpartition(".")[0]
-    return any(t.rpartition(".")[0] == module for t in feeds if t not in single)
-
-
 def _slice_roles(architecture: Architecture, keys: KeyMap, feed: Feed) -> dict[str, Role]:
     layer = architecture.layer_of(feed.target)
     if layer is None:
@@ -156,7 +167,8 @@ def _slice_roles(architecture: Architecture, keys: KeyMap, feed: Feed) -> dict[s
             roles.update(_member_roles(architecture, layer, group))
         elif len(group) == 1:
             dim = _source_dim(architecture, keys, feed, pattern)
-            roles.update({ref.name: Role(layer=layer, dim=dim) for ref in group[0].parts.values()})
+            role = Role(layer=layer, dim=dim, extra=architecture.extras.get(feed.target, 0))
+            roles.update({ref.name: role for ref in group[0].parts.values()})
         else:
             message = (
                 f"{feed.target} is fed by {len(group)} tensors like {group[0].name!r}; expected "
@@ -166,12 +178,42 @@ def _slice_roles(architecture: Architecture, keys: KeyMap, feed: Feed) -> dict[s
     return roles
 
 
+def _set_spares_aside(architecture: Architecture, feeds: dict[str, Feed]) -> dict[str, Role]:
+    """Takes tensors of experts behind the layer's own out of the feeds; gives their roles."""
+    count, roles = architecture.num_experts, {}
+    for target, extra in architecture.extras.items():
+        feed = feeds.get(target)
+        if feed is None or len(feed.groups[0][1]) != count + extra:
+            continue
+        for _, group in feed.groups:
+            component = _varying(group)[0]
+            for behind, weight in enumerate(group[count:]):
+                for ref in weight.parts.values():
+                    # Of a layer, for the name follows from how many experts of it stay.
+                    recipe = SpareExpert(ref, component, behind)
+                    roles[ref.name] = Role(layer=architecture.layer_of(target), recipe=recipe)
+        groups = tuple((pattern, group[:count]) for pattern, group in feed.groups)
+        feeds[target] = Feed(target, groups)
+    return roles
+
+
+def _table_roles(architecture: Architecture, feeds: Mapping[str, Feed]) -> dict[str, Role]:
+    """Tables of tokens and their experts, which name those by number."""
+    roles = {}
+    for name, layer in token_tables(architecture).items():
+        if name in feeds:
+            ref = feeds[name].groups[0][1][0].parts["weight"]
+            table = TokenTable(ref, architecture.num_experts)
+            roles[ref.name] = Role(layer=layer, recipe=table)
+    return roles
+
+
 def _member_roles(
     architecture: Architecture, layer: int, group: tuple[Weight, ...]
 ) -> dict[str, Role]:
-    split = [weight.name.split(".") for weight in group]
-    varying = [i for i, parts in enumerate(zip(*split, strict=True)) if len(set(parts)) > 1]
-    numbers = [parts[varying[0]] for parts in split] if len(varying) == 1 else []
+    varying = _varying(group)
+    names = [weight.name.split(".") for weight in group]
+    numbers = [parts[varying[0]] for parts in names] if len(varying) == 1 else []
     if numbers != [str(expert) for expert in range(architecture.num_experts)]:
         message = (
             f"tensors {group[0].name!r} to {group[-1].name!r} are not numbered 0 to "
@@ -185,6 +227,12 @@ def _member_roles(
     }
 
 
+def _varying(group: tuple[Weight, ...]) -> list[int]:
+    """Positions in dotted names at which the names of weights differ."""
+    split = [weight.name.split(".") for weight in group]
+    return [i for i, parts in enumerate(zip(*split, strict=True)) if len(set(parts)) > 1]
+
+
 def _source_dim(architecture: Architecture, keys: KeyMap, feed: Feed, pattern: str | None) -> int:
     """The dimension of a fused source tensor along which its experts lie."""
     dim = architecture.sliced[feed.target]
@@ -193,7 +241,7 @@ def _source_dim(architecture: Architecture, keys: KeyMap, feed: Feed, pattern: s
     full = get_tensor(architecture.model, feed.target).shape
     wanted = (*full[:dim], 1, *full[dim + 1 :])
     for candidate in range(len(feed.groups[0][1][0].shape)):
-        made = _converted_shape(keys, feed, candidate, architecture.num_experts)
+        made = _converted_shape(keys, feed, candidate, (architecture.num_experts, dim))
         if made == wanted:
             return candidate
     message = f"{feed.target}: no dimension of its source tensors holds the experts"
@@ -201,8 +249,10 @@ def _source_dim(architecture: Architecture, keys: KeyMap, feed: Feed, pattern: s
 
 
 def _converted_shape(
-    keys: KeyMap, feed: Feed, dim: int, num_experts: int
+    keys: KeyMap, feed: Feed, dim: int, experts: tuple[int, int]
 ) -> tuple[int, ...] | None:
+    """The parameter's shape if `dim` held one expert; `experts`: their number, dimension in it."""
+    num_experts, target_dim = experts
     groups = []
     for pattern, group in feed.groups:
         shape = list(group[0].shape)
@@ -211,7 +261,8 @@ def _converted_shape(
         shape[dim] = 1
         groups.append((pattern, [torch.empty(shape, device="meta")]))
     try:
-        return tuple(keys.convert(feed.target, groups)[feed.target].shape)
+        made = keys.convert(feed.target, groups, one_along=target_dim)
+        return tuple(made[feed.target].shape)
     except (RuntimeError, ValueError, KeyError, IndexError):
         return None
 
@@ -225,17 +276,10 @@ def _adopt_companions(roles: dict[str, Role], tensors: Mapping[str, TensorRef]) 
     for name in tensors.keys() - roles.keys():
         role = modules.get(name.rpartition(".")[0])
         if role is None:
-            owner = next((n for n in _stems(name) if n in fused), None)
+            owner = next((n for n in name_stems(name) if n in fused), None)
             role = fused[owner] if owner else None
         if role is not None:
             roles[name] = role
-
-
-def _stems(name: str) -> list[str]:
-    """Names of which `name` may be a companion: `a.b_scale_inv` → `a.b_scale`, `a.b`."""
-    module, _, leaf = name.rpartition(".")
-    parts = leaf.split("_")
-    return [f"{module}.{'_'.join(parts[:end])}" for end in range(len(parts) - 1, 0, -1)]
 
 
 def _refuse_unclaimed_experts(
@@ -248,7 +292,8 @@ def _refuse_unclaimed_experts(
         match = LAYER_NAME.match(name)
         # `mtp.layers.0` is not layer 0, and as wide as there are experts only by chance.
         in_moe = match is not None and int(match[1]) in moe and name not in mtp
-        if _EXPERT.search(name) or (in_moe and architecture.num_experts in ref.shape):
+        is_expert = _EXPERT.search(name) or (name in mtp and ".experts." in name)
+        if is_expert or (in_moe and architecture.num_experts in ref.shape):
             message = (
                 f"{ref.file}: tensor {name!r} {list(ref.shape)} seems to hold experts, but "
                 f"{architecture.name} in transformers has no parameter for it; pruning without "

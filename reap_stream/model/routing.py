@@ -7,9 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from reap_stream.errors import UnsupportedError
-from reap_stream.model.transformers_api import is_experts_module
+from reap_stream.model.adapters import is_experts_module
 
-_TOP_K_ATTRIBUTES = ("top_k", "num_experts_per_tok", "num_experts_per_token", "moe_topk", "topk")
+_TOP_K_ATTRIBUTES = (
+    "top_k",
+    "num_experts_per_tok",
+    "num_experts_per_token",
+    "moe_topk",
+    "topk",
+    "top_k_experts",
+)
 # Not "n_groups": that is what Mamba layers call groups of their heads.
 _GROUP_ATTRIBUTES = ("num_group", "n_group", "num_expert_group")
 

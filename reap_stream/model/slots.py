@@ -103,9 +103,11 @@ class SlotDecoder:
                 (p, [decode(weight, raw, dtype, device)])
                 for (p, _), weight, raw in zip(feed.groups, weights, raws, strict=True)
             ]
-            return self._keys.convert(feed.target, groups)[feed.target].select(self._dims[leaf], 0)
-        alike = len({weight.parts["weight"].dtype for weight in weights}) == 1
-        if alike and all(weight.is_plain for weight in weights):
+            dim = self._dims[leaf]
+            made = self._keys.convert(feed.target, groups, one_along=dim)
+            return made[feed.target].select(dim, 0)
+        plain = all(weight.is_plain for weight in weights)
+        if plain and len({weight.parts["weight"].dtype for weight in weights}) == 1:
             return _joined_view(weights, raws).to(device=device, dtype=dtype)
         return self._decode_rows(leaf, weights, raws, dtype, device)
 

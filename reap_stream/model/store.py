@@ -3,6 +3,9 @@
 The bytes of an expert lie in one slot of a reused arena; see `reap_stream.model.slots`. Slots hold
 the checkpoint's own bytes: what the forward decodes is what the writer writes.
 
+Tensors that hold all experts at once are held whole, as they are on disk; where their experts can
+be told apart in the bytes, one expert at a time is decoded.
+
 With fewer slots than experts, the first experts stay and the last two slots are refilled in turn:
 the next expert's bytes are read while one expert computes.
 """
@@ -18,6 +21,7 @@ import torch
 
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.refs import TensorRef
+from reap_stream.formats import Weight, member
 from reap_stream.model.loading import decode
 from reap_stream.model.roles import Feed
 from reap_stream.model.slots import SlotDecoder, SlotLayout
@@ -29,6 +33,18 @@ Bytes = np.ndarray[Any, Any]
 Requests = list[tuple[TensorRef, int, int, Bytes]]
 
 
+def decodes_by_expert(feed: Feed, dim: int) -> bool:
+    """Whether the experts of one encoded tensor can be decoded one by one.
+
+    They can where the parameter is the tensor's values as they are, and the experts lie along its
+    first dimension in all parts. (Plain tensors need no decoding: they are used where they lie.)
+    """
+    (pattern, (weight, *_)), *others = feed.groups
+    counts = {ref.shape[:1] for ref in weight.parts.values()}
+    apart = dim == 0 and counts == {weight.shape[:1]}
+    return pattern is None and not others and apart and not weight.is_plain
+
+
 class ExpertStore:
     """Gives the parameters of one expert at a time, decoded to the compute dtype.
 
@@ -38,6 +54,7 @@ class ExpertStore:
         num_experts: experts of the layer.
         keys: the checkpoint's key mapping.
         reader: reads the bytes.
+        each: leaf name → entries of one expert along that dimension, where not one.
     """
 
     def __init__(
@@ -47,12 +64,15 @@ class ExpertStore:
         num_experts: int,
         keys: KeyMap,
         reader: Reader,
+        *,
+        each: Mapping[str, int] | None = None,
     ) -> None:
         own = {leaf: f for leaf, f in feeds.items() if len(f.groups[0][1]) == num_experts}
         self.layout = SlotLayout(own)
         self.num_experts = num_experts
         self._fused = {leaf: feed for leaf, feed in feeds.items() if leaf not in own}
         self._dims = dict(dims)
+        self._each = dict(each or {})
         self._decoder = SlotDecoder(self.layout, self._dims, keys)
         self._keys = keys
         self._reader = reader
@@ -139,11 +159,15 @@ class ExpertStore:
             leaf: self._decoder.parameter(leaf, expert, raw, dtype, device)
             for leaf in self.layout.feeds
         }
-        for leaf in self._fused:
-            if leaf not in self._converted:
+        for leaf, feed in self._fused.items():
+            if decodes_by_expert(feed, self._dims[leaf]):
+                made[leaf] = self._decode_member(feed.groups[0][1][0], expert, dtype, device)
+            elif leaf not in self._converted:
                 self._convert_fused(leaf, dtype, device)
         for leaf, tensor in self._converted.items():
-            made[leaf] = tensor.select(self._dims[leaf], expert)
+            dim, each = self._dims[leaf], self._each.get(leaf, 1)
+            own = tensor.narrow(dim, expert * each, each)
+            made[leaf] = own if each > 1 else own.squeeze(dim)
         return made
 
     def stacked(self, dtype: torch.dtype, device: torch.device) -> dict[str, torch.Tensor]:
@@ -197,6 +221,16 @@ class ExpertStore:
             target = self._arena[start : start + piece.nbytes].numpy()
             requests.append((self.layout.ref(piece, expert), 0, piece.nbytes, target))
         return requests
+
+    def _decode_member(
+        self, weight: Weight, expert: int, dtype: torch.dtype, device: torch.device
+    ) -> torch.Tensor:
+        own = member(weight, expert)
+        raw = {}
+        for role, ref in own.parts.items():
+            start = expert * ref.nbytes
+            raw[role] = self._whole[ref.name][start : start + ref.nbytes]
+        return decode(own, raw, dtype, device)
 
     def _convert_fused(self, leaf: str, dtype: torch.dtype, device: torch.device) -> None:
         feed = self._fused[leaf]

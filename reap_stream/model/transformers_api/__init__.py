@@ -12,15 +12,25 @@ from reap_stream.model.transformers_api.experts_call import (
     EXPERTS_IMPLEMENTATION,
     ExpertsCall,
     apply_gate,
-    attach_experts,
+    attach_to_call,
     grouped_product,
-    is_experts_module,
+    is_transformers_class,
+    uses_experts_call,
 )
 from reap_stream.model.transformers_api.keymap import KeyMap, checkpoint_tensors
 from reap_stream.model.transformers_api.models import (
     build_meta_model,
     load_config,
     load_tokenizer,
+)
+from reap_stream.model.transformers_api.mtp import (
+    LAYERS_PATH,
+    block_name,
+    build_mtp_model,
+    mtp_key_map,
+    mtp_kinds,
+    mtp_layer_arguments,
+    shared_mtp_names,
 )
 from reap_stream.model.transformers_api.parameters import (
     get_tensor,
@@ -32,19 +42,27 @@ from reap_stream.model.transformers_api.quiet import quiet_transformers
 
 __all__ = [
     "EXPERTS_IMPLEMENTATION",
+    "LAYERS_PATH",
     "ExpertsCall",
     "KeyMap",
     "apply_gate",
-    "attach_experts",
+    "attach_to_call",
+    "block_name",
     "build_meta_model",
+    "build_mtp_model",
     "checkpoint_tensors",
     "get_tensor",
     "grouped_product",
-    "is_experts_module",
+    "is_transformers_class",
     "load_config",
     "load_tokenizer",
     "materialize_buffers",
+    "mtp_key_map",
+    "mtp_kinds",
+    "mtp_layer_arguments",
     "parameter_dtype",
     "quiet_transformers",
     "set_tensor",
+    "shared_mtp_names",
+    "uses_experts_call",
 ]

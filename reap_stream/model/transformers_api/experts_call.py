@@ -21,12 +21,12 @@ def register_experts() -> None:
     ALL_EXPERTS_FUNCTIONS.register(EXPERTS_IMPLEMENTATION, _experts_function)
 
 
-def is_experts_module(module: nn.Module) -> bool:
+def uses_experts_call(module: nn.Module) -> bool:
     """Whether a module's forward goes through transformers' registry of experts functions."""
     return hasattr(type(module), "_apply_gate") and hasattr(module, "is_concatenated")
 
 
-def attach_experts(module: nn.Module, call: ExpertsCall | None) -> None:
+def attach_to_call(module: nn.Module, call: ExpertsCall | None) -> None:
     """Makes `call(hidden_states, top_k_index, top_k_weights)` a module's experts; None detaches."""
     setattr(module, _RUNNER, call)
 
@@ -54,3 +54,11 @@ def grouped_product(rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tenso
     """Rows [n, in] sorted by group × weights [groups, in, out]; `ends` int32: end of each group."""
     product: torch.Tensor = _grouped_mm(rows, weights, offs=ends)
     return product
+
+
+def is_transformers_class(module: nn.Module, name: str) -> bool:
+    """Whether a module is of a class of that name which transformers defines."""
+    return any(
+        kind.__name__ == name and kind.__module__.startswith("transformers.")
+        for kind in type(module).__mro__
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
@@ -42,10 +42,16 @@ def checkpoint_tensors(model: Any, state: dict[str, torch.Tensor]) -> dict[str, 
 
 
 class KeyMap:
-    """Checkpoint key → parameter of the model, as transformers' own loading maps them."""
+    """Checkpoint key → parameter of the model, as transformers' own loading maps them.
 
-    def __init__(self, model: Any) -> None:
-        mapping = get_model_conversion_mapping(model, add_legacy=True)
+    Args:
+        model: the model.
+        mapping: its conversions, where they are not those that transformers registers for it.
+    """
+
+    def __init__(self, model: Any, mapping: Sequence[Any] | None = None) -> None:
+        if mapping is None:
+            mapping = get_model_conversion_mapping(model, add_legacy=True)
         self._renamings = [entry for entry in mapping if isinstance(entry, WeightRenaming)]
         self._converters = [entry for entry in mapping if isinstance(entry, WeightConverter)]
         self._by_pattern = {
@@ -68,6 +74,11 @@ class KeyMap:
         """All source patterns of the converter that owns `pattern`, in the converter's order."""
         return list(self._by_pattern[pattern].source_patterns)
 
+    def made_beside(self, target: str, pattern: str) -> tuple[str, ...]:
+        """Further parameters that the converter of `pattern` makes where it makes `target`."""
+        first, *others = self._by_pattern[pattern].target_patterns
+        return tuple(target.replace(first, other, 1) for other in others if first in target)
+
     def stacks_rows(self, pattern: str) -> bool:
         """Whether the converter only stacks experts and joins their rows: no value moves."""
         operations = self._by_pattern[pattern].operations
@@ -76,13 +87,18 @@ class KeyMap:
         return stacked and joined and len(operations) <= 2
 
     def convert(
-        self, target: str, tensors: Iterable[tuple[str | None, list[torch.Tensor]]]
+        self,
+        target: str,
+        tensors: Iterable[tuple[str | None, list[torch.Tensor]]],
+        *,
+        one_along: int | None = None,
     ) -> dict[str, torch.Tensor]:
         """Runs the converter of `target` on tensors grouped by source pattern.
 
         Args:
             target: full name of the (first) parameter the tensors feed.
             tensors: (source pattern, its tensors in checkpoint order).
+            one_along: dimension of the parameter along which they hold one expert; None: all.
 
         Returns:
             Full parameter name → converted tensor.
@@ -94,11 +110,27 @@ class KeyMap:
         converter = copy.deepcopy(self._by_pattern[pattern])
         for source, values in groups.items():
             converter.collected_tensors[source] = [_deferred(value) for value in values]
-        converted = converter.convert(target, model=self._model, config=self._model.config)
+        model = self._model if one_along is None else _OneExpert(self._model, one_along)
+        converted = converter.convert(target, model=model, config=self._model.config)
         return {
             name: value[0] if isinstance(value, list) else value
             for name, value in converted.items()
         }
+
+
+class _OneExpert:
+    """A model to converters that look at the shape of the parameter they make."""
+
+    def __init__(self, model: Any, dim: int) -> None:
+        self._model = model
+        self._dim = dim
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._model, name)
+
+    def get_parameter(self, name: str) -> torch.Tensor:
+        whole: torch.Tensor = self._model.get_parameter(name)
+        return torch.empty_like(whole, device="meta").narrow(self._dim, 0, 1)
 
 
 def _deferred(value: torch.Tensor) -> Callable[[], torch.Tensor]:

@@ -12,7 +12,14 @@ from typing import Any
 
 import torch
 from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
+from transformers import (
+    AutoConfig,
+    AutoModelForCausalLM,
+    AutoModelForImageTextToText,
+    AutoModelForMultimodalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+)
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from reap_stream.errors import UnsupportedError
@@ -22,6 +29,7 @@ from reap_stream.model.transformers_api.experts_call import (
 )
 from reap_stream.model.transformers_api.quiet import quiet_transformers
 
+_AUTO_CLASSES = (AutoModelForCausalLM, AutoModelForImageTextToText, AutoModelForMultimodalLM)
 # What transformers raises for a config it cannot read.
 _CONFIG_ERRORS = (
     ValueError, LookupError, TypeError, AttributeError, ArithmeticError, AssertionError,
@@ -65,10 +73,13 @@ def load_config(directory: Path, raw: Mapping[str, Any], *, trust_remote_code: b
 
 
 def build_meta_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool) -> Any:
-    """The causal language model for `config`, without weights, experts calling us.
+    """The model for `config` that speaks, without weights, experts calling us.
+
+    It is of the class that the config's `architectures` names where that is one of those by which
+    transformers loads such a config; so a vision-language checkpoint is built whole.
 
     Raises:
-        UnsupportedError: transformers has no causal language model for this config.
+        UnsupportedError: transformers has no language model for this config.
     """
     config = copy.deepcopy(config)
     if hasattr(config, "quantization_config"):
@@ -77,7 +88,7 @@ def build_meta_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool
     own_code = trust_remote_code and type(config) not in CONFIG_MAPPING.values()
     try:
         with quiet_transformers(), torch.device("meta"):
-            model: PreTrainedModel = AutoModelForCausalLM.from_config(
+            model: PreTrainedModel = _choose_auto_class(config, own_code=own_code).from_config(
                 config,
                 dtype=dtype,
                 experts_implementation=EXPERTS_IMPLEMENTATION,
@@ -85,11 +96,26 @@ def build_meta_model(config: Any, dtype: torch.dtype, *, trust_remote_code: bool
             )
     except (ValueError, KeyError, AttributeError, TypeError, ImportError, RuntimeError) as error:
         message = (
-            f"transformers cannot build a causal language model for model type "
+            f"transformers cannot build a language model for model type "
             f"{getattr(config, 'model_type', None)!r}: {error}"
         )
         raise UnsupportedError(message) from error
     return model.eval()
+
+
+def _choose_auto_class(config: Any, *, own_code: bool) -> Any:
+    """Of the ways to load a language model, the one that leads to the config's own class."""
+    if own_code:
+        mapped = getattr(config, "auto_map", None) or {}
+        return next((a for a in _AUTO_CLASSES if a.__name__ in mapped), AutoModelForCausalLM)
+    known = [auto for auto in _AUTO_CLASSES if type(config) in auto._model_mapping]
+    wanted = getattr(config, "architectures", None) or []
+    for auto in known:
+        classes = auto._model_mapping[type(config)]
+        for kind in classes if isinstance(classes, list | tuple) else (classes,):
+            if kind.__name__ in wanted:
+                return auto
+    return known[0] if known else AutoModelForCausalLM
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool) -> Any:
