@@ -15,11 +15,11 @@ from reap_stream.demo import introduction, run_demo
 from reap_stream.demo_checkpoint import DemoModel
 from reap_stream.errors import UsageError
 from reap_stream.inspection import inspect_model
-from reap_stream.memory import gib, peak_resident_nbytes
 from reap_stream.pipeline import observe as run_observe
 from reap_stream.pipeline import prune as run_prune
 from reap_stream.planning import plan_pruning
 from reap_stream.records import Summary
+from reap_stream.resident import gib, peak_resident_nbytes
 from reap_stream.scoring.saliency import merge_scores
 from reap_stream.scoring.scores_file import check_scores_file, load_scores, save_scores
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes

@@ -15,11 +15,11 @@ from typing import Final
 from reap_stream.checkpoint.disk import output_errors
 from reap_stream.demo_checkpoint import DemoModel, write_checkpoint
 from reap_stream.errors import UsageError
-from reap_stream.memory import gib
+from reap_stream.kept_record import KEPT_FILE
 from reap_stream.model.opened import open_model
 from reap_stream.pipeline import prune
-from reap_stream.pruning import KEPT_FILE
 from reap_stream.records import Summary
+from reap_stream.resident import gib
 from reap_stream.settings import OutputSettings, RunSettings
 from reap_stream.verification import VerificationReport
 from reap_stream.verifying import verify_directory

@@ -92,6 +92,7 @@ def write_checkpoint(directory: Path, model: DemoModel) -> None:
 
 def _config(model: DemoModel) -> dict[str, Any]:
     routers = [f"model.layers.{i}.mlp.gate" for i in (*model.moe_layers, model.layers)]
+    prediction = f"model.layers.{model.layers}.eh_proj"
     return {
         "architectures": ["Glm4MoeForCausalLM"],
         "attention_bias": False,
@@ -115,7 +116,7 @@ def _config(model: DemoModel) -> dict[str, Any]:
         "num_nextn_predict_layers": 1,
         "pad_token_id": 0,
         "partial_rotary_factor": 0.5,
-        "quantization_config": _quantization(["lm_head", *routers]),
+        "quantization_config": _quantization(["lm_head", *routers, prediction]),
         "rms_norm_eps": 1e-5,
         "rope_theta": 1000000,
         "routed_scaling_factor": 2.5,
@@ -212,7 +213,8 @@ class _Weights:
         if index == self._model.layers:
             tensors |= {f"{name}.weight": self._norm() for name in ("enorm", "hnorm")}
             tensors["shared_head.norm.weight"] = self._norm()
-            tensors |= self._fp8("eh_proj", hidden, 2 * hidden)
+            # As published: engines give this projection no scales.
+            tensors["eh_proj.weight"] = self._linear(hidden, 2 * hidden).to(torch.bfloat16)
         return {f"model.layers.{index}.{name}": tensor for name, tensor in tensors.items()}
 
     def _attention(self) -> Tensors:

@@ -17,9 +17,9 @@ from reap_stream.checkpoint.publish import finish_directory
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.committing import Committer
 from reap_stream.errors import OutputError
+from reap_stream.kept_record import KEPT_FILE
 from reap_stream.model.opened import OpenedModel
 from reap_stream.pruning import (
-    KEPT_FILE,
     Kept,
     Variant,
     config_text,

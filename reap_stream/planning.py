@@ -22,13 +22,14 @@ from reap_stream.inspection import (
     mtp_notes,
     mtp_parameters,
 )
-from reap_stream.memory import BudgetError, MemoryPlan, gib
+from reap_stream.memory import BudgetError, MemoryPlan
 from reap_stream.model.described import open_or_describe
 from reap_stream.model.mtp_head import MtpHead
 from reap_stream.model.opened import OpenedModel
 from reap_stream.mtp_choice import choose_mtp
 from reap_stream.preparation import choose_device, choose_dtype, memory_for
 from reap_stream.pruning import Variant, check_config, plan_variants, read_targets, recoded
+from reap_stream.resident import gib
 from reap_stream.scoring.selection import Target, kept_count
 from reap_stream.serving import engine_warnings
 from reap_stream.settings import OutputSettings, RunSettings

@@ -15,14 +15,9 @@ from reap_stream.calibration.corpus import Corpus, load_corpus
 from reap_stream.calibration.spec import CalibrationSpec, parse_spec
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import open_config
+from reap_stream.demands import larger_demands, measure_demands, mtp_demands
 from reap_stream.errors import CalibrationError, UsageError
-from reap_stream.memory import (
-    MemoryPlan,
-    larger_demands,
-    measure_demands,
-    mtp_demands,
-    plan_memory,
-)
+from reap_stream.memory import MemoryPlan, plan_memory
 from reap_stream.model.feeds import layer_feeds
 from reap_stream.model.handover import Handover, read_handover
 from reap_stream.model.mtp_head import MtpHead

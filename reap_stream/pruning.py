@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -22,7 +22,6 @@ from reap_stream.scoring.selection import Target, check_routing, parse_targets
 from reap_stream.settings import OutputSettings
 from reap_stream.verification import SourceFacts
 
-KEPT_FILE = "reap/kept_experts.json"
 SCORES_FILE = "reap/scores.safetensors"
 RUN_FILE = "reap/run.json"
 
@@ -170,15 +169,28 @@ def check_config(model: OpenedModel, variants: Sequence[Variant], mtp: str | Non
         CheckpointError: such a file is damaged.
     """
     source = model.change.seen_on(model.checkpoint)
+    architecture = model.architecture
+    side_files = SIDE_FILES_NAMING_MODULES.intersection(carried_files(source, set()))
     for variant in variants:
-        # Layers that keep different experts: an entry for all layers that can be renumbered then
-        # can be renumbered whichever they keep.
-        last = model.architecture.num_experts
-        ends = (range(variant.target.keep), range(last - variant.target.keep, last))
-        layers = enumerate(model.architecture.moe_layers)
-        kept = {layer: tuple(ends[place % 2]) for place, layer in layers}
-        kept = with_mtp(model, kept, "match" if mtp == "score" else mtp)
-        config_text(model, kept, variant.target.keep, mtp)
-        for name in SIDE_FILES_NAMING_MODULES.intersection(carried_files(source, set())):
-            for _ in side_file_chunks(source, name, kept):
-                pass
+        keep = variant.target.keep
+        for supposed in supposed_choices(architecture.moe_layers, architecture.num_experts, keep):
+            kept = with_mtp(model, supposed, "match" if mtp == "score" else mtp)
+            config_text(model, kept, keep, mtp)
+            for name in side_files:
+                for _ in side_file_chunks(source, name, kept):
+                    pass
+
+
+def supposed_choices(layers: Sequence[int], num_experts: int, keep: int) -> Iterator[Kept]:
+    """Choices by which settings that name experts are tried before the real one is known.
+
+    Neighbouring layers keep different experts, and every expert is kept by one choice: an entry
+    that speaks of all layers and can be renumbered for all of these can be for any.
+    """
+    starts = [min(start, num_experts - keep) for start in range(0, num_experts, keep)]
+    for turn in range(len(starts)):
+        places = [starts[(turn + place % 2) % len(starts)] for place in range(len(layers))]
+        yield {
+            layer: tuple(range(start, start + keep))
+            for layer, start in zip(layers, places, strict=True)
+        }

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from typing import Any
 
-from reap_stream.memory import gib, peak_device_nbytes, peak_resident_nbytes
 from reap_stream.model.opened import OpenedModel
 from reap_stream.preparation import Preparation
+from reap_stream.resident import gib, peak_device_nbytes, peak_resident_nbytes
 from reap_stream.scoring.saliency import LayerStats, unreached
 
 _PACKAGES = ("reap-stream", "torch", "transformers", "safetensors", "numpy")

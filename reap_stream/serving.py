@@ -56,7 +56,7 @@ def serving_warnings(plan: OutputPlan, hidden: int, block: tuple[int, int]) -> I
 def engine_warnings(model: OpenedModel, variant: Variant) -> list[str]:
     """`serving_warnings` for one target of a job."""
     hidden = int(model.architecture.embedding.weight.shape[-1])
-    formats = known_formats(model.checkpoint.config)
+    formats = known_formats(_written_config(model))
     block = next((fmt.block for fmt in formats if isinstance(fmt, Fp8)), DEFAULT_BLOCK)
     return [*serving_warnings(variant.plan, hidden, block), *_mixed_warnings(model, variant)]
 
@@ -76,10 +76,14 @@ def serving_record(
     return record
 
 
+def _written_config(model: OpenedModel) -> dict[str, Any]:
+    """config.json with the settings of the weights as written, which need not be the source's."""
+    return model.change.seen_on(model.checkpoint).config
+
+
 def _mixed_warnings(model: OpenedModel, variant: Variant) -> Iterator[str]:
-    checkpoint = model.checkpoint
-    settings = quantization_settings(checkpoint.config)
-    mixed = mixed_layers(settings, checkpoint.tensors, model.architecture.num_layers)
+    settings = quantization_settings(_written_config(model))
+    mixed = mixed_layers(settings, model.checkpoint.tensors, model.architecture.num_layers)
     if mixed and variant.plan.keep < variant.plan.num_experts:
         more = f" and {len(mixed) - 3} more" if len(mixed) > 3 else ""
         yield (
@@ -152,7 +156,9 @@ def _block_widths(
     That is the experts' own width: rows of up and gate projections, columns of down projections.
     """
     for name, out in plan.tensors.items():
-        if out.slot is None or out.dtype != "F8_E4M3" or len(out.shape) != 2:
+        # Not by the slot: what is computed has none.
+        one_expert = out.layer is not None and out.dim is None
+        if not one_expert or out.dtype != "F8_E4M3" or len(out.shape) != 2:
             continue
         scale = plan.tensors.get(f"{name}_scale_inv") or plan.tensors.get(f"{name}_scale")
         blocks = (-(-out.shape[0] // block[0]), -(-out.shape[1] // block[1]))

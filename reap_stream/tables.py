@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from reap_stream.inspection import Inspection, LayerRun, ModelFacts
-from reap_stream.memory import gib
 from reap_stream.planning import PassPlan, PruningPlan, VariantPlan
+from reap_stream.resident import gib
 
 _SHOWN_FILES = 4
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from reap_stream.checkpoint.compare import Comparison
 from reap_stream.checkpoint.configedit import edit_config
-from reap_stream.checkpoint.files import open_regular, read_small
+from reap_stream.checkpoint.files import open_regular
 from reap_stream.checkpoint.format_change import KEPT, FormatChange
 from reap_stream.checkpoint.index import INDEX_NAME
 from reap_stream.checkpoint.layout import plan_layout
@@ -23,8 +23,9 @@ from reap_stream.checkpoint.pieces import kept_faults
 from reap_stream.checkpoint.publish import RECORDS, carried_files, side_file_chunks
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
-from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
-from reap_stream.errors import CheckpointError, UnsupportedError, VerificationError
+from reap_stream.checkpoint.strict_json import shown
+from reap_stream.errors import CheckpointError, VerificationError
+from reap_stream.kept_record import KEPT_FILE, read_kept
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -113,12 +114,12 @@ def verify(
         ReadError: a file could not be read while it was compared.
     """
     source = facts.change.seen_on(open_checkpoint(source_directory))
-    kept = _read_kept(directory, facts)
+    kept = read_kept(directory, facts.num_experts, facts.layers)
     keep = len(next(iter(kept.values())))
     plan = plan_layout(source.tensors, facts.roles, facts.num_experts, keep, dropped=facts.dropped)
     faults = kept_faults(kept, sorted(facts.layers), plan)
     if faults:
-        raise VerificationError(f"{directory / RECORDS / 'kept_experts.json'}: {faults[0]}")
+        raise VerificationError(f"{directory / KEPT_FILE}: {faults[0]}")
     try:
         written = open_checkpoint(directory)
     except CheckpointError as error:
@@ -238,40 +239,6 @@ class _Check:
         with Reader() as reader:
             for difference in comparison.differences(outs, reader, advance):
                 yield str(difference)
-
-
-def _read_kept(directory: Path, facts: SourceFacts) -> dict[int, list[int]]:
-    """The kept experts that the output says it has, not checked against the plan yet."""
-    path = directory / RECORDS / "kept_experts.json"
-    try:
-        record = parse_object(read_small(path, MAX_JSON_NBYTES), path)
-    except CheckpointError as error:
-        raise VerificationError(str(error)) from error
-    if record.get("num_experts") != facts.num_experts:
-        raise VerificationError(
-            f"{path}: num_experts is {shown(record.get('num_experts'))}, "
-            f"the source has {facts.num_experts} experts"
-        )
-    layers = {str(layer) for layer in facts.layers}
-    if not layers:
-        raise UnsupportedError(f"{directory}: its source has no layer with experts to prune")
-    entries = record.get("kept")
-    if not isinstance(entries, dict) or entries.keys() != layers:
-        raise VerificationError(
-            f"{path}: kept must map layers {', '.join(sorted(layers, key=int))} to experts, "
-            f"not be {shown(entries)}"
-        )
-    for layer, experts in entries.items():
-        if (
-            not isinstance(experts, list)
-            or not 1 <= len(experts) <= facts.num_experts
-            or any(type(expert) is not int for expert in experts)
-        ):
-            raise VerificationError(
-                f"{path}: layer {layer}: 1 to {facts.num_experts} expert numbers are expected, "
-                f"not {shown(experts)}"
-            )
-    return {int(layer): experts for layer, experts in entries.items()}
 
 
 def _content_fault(path: Path, chunks: Iterable[bytes]) -> str | None:

@@ -14,9 +14,10 @@ from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
 from reap_stream.errors import CheckpointError, UsageError, VerificationError
+from reap_stream.kept_record import KEPT_FILE
 from reap_stream.model.opened import OpenedModel, open_model
 from reap_stream.progress import byte_bar
-from reap_stream.pruning import KEPT_FILE, RUN_FILE, source_facts
+from reap_stream.pruning import RUN_FILE, source_facts
 from reap_stream.recoding.recode import recode
 from reap_stream.settings import WEIGHT_CHOICES
 from reap_stream.verification import VerificationReport, verify

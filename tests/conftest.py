@@ -83,3 +83,45 @@ def reference(rows) -> Callable[..., Any]:
         return made[directory, dtype]
 
     return make
+
+
+@pytest.fixture(scope="session")
+def wide(tmp_path_factory) -> Callable[..., Path]:
+    """Makes a family's checkpoint, wide enough to be quantised; the same call, the same directory.
+
+    Arguments: the family's id; `dtype`: bfloat16 unless told otherwise.
+    """
+    from torch import bfloat16
+
+    from tests.builders import save
+    from tests.recoding import wide_model
+
+    made: dict[tuple[str, Any], Path] = {}
+
+    def make(family_id: str, dtype: Any = bfloat16) -> Path:
+        key = (family_id, dtype)
+        if key not in made:
+            made[key] = save(wide_model(family_id, dtype), tmp_path_factory.mktemp(family_id))
+        return made[key]
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def pruned_to(wide, calibration, tmp_path_factory) -> Callable[..., tuple[Path, Path]]:
+    """Prunes what `wide` makes into a format of weights, once; the source and the output."""
+    from torch import bfloat16
+
+    from tests.engine import prune_to
+    from tests.recoding import KEEP
+
+    made: dict[tuple[str, str, Any], Path] = {}
+
+    def make(family_id: str, mode: str, dtype: Any = bfloat16) -> tuple[Path, Path]:
+        source, key = wide(family_id, dtype), (family_id, mode, dtype)
+        if key not in made:
+            output = tmp_path_factory.mktemp("pruned") / mode
+            made[key] = prune_to(output, source, calibration, KEEP, weights=mode)
+        return source, made[key]
+
+    return make

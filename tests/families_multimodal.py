@@ -109,7 +109,12 @@ def _text(**values: Any) -> dict[str, Any]:
 
 
 def composite(
-    model_type: str, values: dict[str, Any], vision: dict[str, Any] | None = None, **around: Any
+    model_type: str,
+    values: dict[str, Any],
+    vision: dict[str, Any] | None = None,
+    *,
+    since: str = "",
+    **around: Any,
 ) -> Family:
     """A family whose text part has `values`, whose vision tower some more, and what is around."""
     around = {**TOKENS, **around, "vision_config": {**VISION, **(vision or {})}}
@@ -119,6 +124,7 @@ def composite(
         text=("text_config",),
         around=around,
         auto="AutoModelForMultimodalLM",
+        since=since,
     )
 
 
@@ -166,7 +172,7 @@ FAMILIES: list[Family] = [
     composite("qwen4_exp", {"num_experts": 8, **LINEAR, "indexer_n_heads": 4, "indexer_kv_heads": 1, "indexer_head_dim": 8, "indexer_budget": 8, "indexer_compress_ratio": 4, "hc_count": 2, "hc_lowrank": 8}),
     composite("glm4v_moe", {**SHARED, "first_k_dense_replace": 1, "rope_parameters": {**MROPE, "mrope_section": [1, 1], "partial_rotary_factor": 0.5}}),
     composite("gemma4", {"num_experts": 8, "top_k_experts": 2, "enable_moe_block": True, "sliding_window": 8, "hidden_size_per_layer_input": 0}),
-    composite("aria", {"moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 1}),
+    composite("aria", {"moe_num_experts": 8, "moe_topk": 2, "moe_num_shared_experts": 1}, since="5.23"),
     composite("kimi_k25", {"model_type": "deepseek_v3", **DEEPSEEK, "num_nextn_predict_layers": 0}),
     composite("deepseek_ocr2", {**SHARED, **SPARSE}, OCR_VISION),
     composite("unlimited_ocr", {**SHARED, **SPARSE, "sliding_window": 8}, OCR_VISION),
@@ -177,7 +183,8 @@ FAMILIES: list[Family] = [
     composite("muse_spark", {"num_local_experts": 8, "moe_hidden_size": 16, "sliding_window": 8, **SPARSE}, {"pos_emb_height": 4, "pos_emb_width": 4}, out_hidden_size=24, projector_hidden_size=16, audio_config={"patch_sizes": [4], "hidden_sizes": [8], "depths": [1], "num_hidden_layers": 1, "out_hidden_size": 32}),
     composite("internvl", {"model_type": "qwen3_moe", "num_experts": 8}),
     composite("llava", {"model_type": "mixtral", "num_local_experts": 8}),
-    composite("inkling_mm_model", {"n_routed_experts": 8, "n_shared_experts": 1, **INKLING, **SPARSE, "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"]}, {"text_hidden_size": 32, "patch_size": 2, "num_hidden_layers": 6, "n_layers": 6}, audio_config={"text_hidden_size": 32, "n_mel_bins": 8, "mel_vocab_size": 16}),
+    # Older releases normalise its embeddings twice.
+    composite("inkling_mm_model", {"n_routed_experts": 8, "n_shared_experts": 1, **INKLING, **SPARSE, "layer_types": ["hybrid_sliding", "hybrid", "hybrid_sliding"]}, {"text_hidden_size": 32, "patch_size": 2, "num_hidden_layers": 6, "n_layers": 6}, audio_config={"text_hidden_size": 32, "n_mel_bins": 8, "mel_vocab_size": 16}, since="5.23"),
     composite("nemo_speechlm", {"model_type": "nemotron_h", "n_routed_experts": 8, "n_group": 1, "topk_group": 1, **NEMOTRON_H}, audio_token_id=100, audio_config=SPEECH, word_timestamp_config={**TOWER, "vocab_size": 16, "blank_token_id": 15}),
     Family("mistral4", {**_text(), **DEEPSEEK, "head_dim": 16}, auto="AutoModelForMultimodalLM"),
     composite("mistral3", {"model_type": "mistral4", **DEEPSEEK, "head_dim": 16}),

@@ -44,8 +44,8 @@ class Family:
         text: keys that lead to that part in a vision-language or omni config; empty: all of it.
         around: values of the whole config beside that part.
         auto: the class of transformers by which such a model is loaded.
-        since: first release of transformers known to run its experts so that they can be scored;
-            empty: any that is supported and has the family.
+        since: first release of transformers known to run it right, its experts so that they can be
+            scored; empty: any that is supported and has the family.
         count: dotted key of the number of experts in `values` where it is none of the usual ones.
     """
 

@@ -158,5 +158,24 @@ def forward_layer(head: Any, number: int, hidden: torch.Tensor, ids: torch.Tenso
     tokens = ids[:, number + 1 : number + 1 + width]
     positions = torch.arange(number + 1, number + 1 + width)[None]
     cache = MtpCache(config=head.config)
+    if not hasattr(head, "forward_layer"):
+        return _step_of_the_loop(head, number, hidden, tokens, positions)
     output: torch.Tensor = head.forward_layer(number, hidden, positions, cache, input_ids=tokens)
+    return output
+
+
+def _step_of_the_loop(
+    head: Any, number: int, hidden: torch.Tensor, tokens: torch.Tensor, positions: torch.Tensor
+) -> torch.Tensor:
+    """What older releases do for each layer within their loop over drafted tokens."""
+    embeddings = head.embed_tokens(tokens)
+    cache = MtpCache(config=head.config)
+    output: torch.Tensor = head.layers[number](
+        embeddings,
+        hidden,
+        position_embeddings=head.rotary_emb(embeddings, position_ids=positions),
+        position_ids=positions,
+        past_key_values=cache,
+        **head.create_masks_for_mtp_layer(number, embeddings, cache, positions),
+    )
     return output

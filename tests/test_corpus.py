@@ -1,79 +1,18 @@
+"""Calibration data: every kind of file, row by row."""
+
 from __future__ import annotations
 
-import hashlib
-import json
-import subprocess
 import sys
-from collections import Counter
 
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Tokenizer, models, pre_tokenizers, processors
-from transformers import PreTrainedTokenizerFast
 
-from reap_stream.calibration import builtin, encoding
-from reap_stream.calibration.builtin import (
-    CODE_DOCUMENT_CHARS,
-    code_documents,
-    cut_source,
-    prose_documents,
-)
-from reap_stream.calibration.corpus import cut_rows, load_corpus
-from reap_stream.calibration.encoding import TextEncoder
-from reap_stream.calibration.spec import parse_spec
-from reap_stream.errors import CalibrationError, UnsupportedError, UsageError
-
-CHAT_TEMPLATE = (
-    "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
-    "{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"
-    "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
-)
-VOCAB = 258
-
-
-def make_tokenizer(*, chat=True, bos=True):
-    """One token a byte: ids 1 to 256, with <s> = 0 before and </s> = 257 after a document."""
-    letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    vocab = {"<s>": 0, **{letter: n for n, letter in enumerate(letters, 1)}, "</s>": 257}
-    tokenizer = Tokenizer(models.BPE(vocab=vocab, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    if bos:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single="<s> $A </s>", special_tokens=[("<s>", 0), ("</s>", 257)]
-        )
-    template = CHAT_TEMPLATE if chat else None
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", chat_template=template
-    )
-
-
-TOKENIZER = make_tokenizer()
-
-
-def ids_of(text):
-    return TOKENIZER(text, add_special_tokens=False)["input_ids"]
-
-
-def document(text):
-    return [0, *ids_of(text), 257]
-
-
-def load(*specs, tokenizer=TOKENIZER, **settings):
-    defaults = {"samples": None, "sequence_length": 64, "seed": 0, "vocab_size": VOCAB}
-    parsed = [parse_spec(str(spec)) for spec in specs]
-    return load_corpus(parsed, tokenizer, **{**defaults, **settings})
-
-
-def tokens_of(corpus):
-    return [row.tokens.tolist() for row in corpus.rows]
-
-
-def write_jsonl(path, *records):
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
-    return path
-
+from reap_stream.calibration import encoding
+from reap_stream.calibration.corpus import cut_rows
+from reap_stream.errors import CalibrationError
+from tests.corpora import VOCAB, document, ids_of, load, make_tokenizer, tokens_of, write_jsonl
 
 SCHEMAS = [
     ({"text": "Hello wörld"}, document("Hello wörld")),
@@ -293,141 +232,3 @@ def test_npy_that_is_none(tmp_path, content):
     (tmp_path / "a.npy").write_bytes((tmp_path / "whole.npy").read_bytes()[:-8])
     with pytest.raises(CalibrationError, match="cannot be read as an array"):
         load(tmp_path / "a.npy")
-
-
-def test_drawing_is_deterministic_ordered_and_uniform(tmp_path):
-    np.save(tmp_path / "a.npy", np.stack([np.arange(20)] * 3, axis=1))
-    spec = f"{tmp_path / 'a.npy'}:5"
-    counts = Counter()
-    draws = set()
-    for seed in range(400):
-        rows = [row[0] for row in tokens_of(load(spec, tokenizer=None, seed=seed))]
-        assert rows == sorted(rows)
-        assert len(set(rows)) == 5
-        counts.update(rows)
-        draws.add(tuple(rows))
-    assert len(draws) > 380
-    # 400 draws of 5 from 20: each row 100 times on average, standard deviation 8.7.
-    assert all(55 < counts[row] < 145 for row in range(20))
-    again = load(spec, tokenizer=None, seed=3)
-    assert again.sha256 == load(spec, tokenizer=None, seed=3).sha256
-    assert again.sha256 != load(spec, tokenizer=None, seed=4).sha256
-
-
-def test_rows_too_short_take_no_place_from_others(tmp_path):
-    tokenizer = make_tokenizer(bos=False)
-    texts = [letter * (1 if letter in "bdfhjl" else 3) for letter in "abcdefghijkl"]
-    path = write_jsonl(tmp_path / "a.jsonl", *({"text": text} for text in texts))
-    for seed in range(20):
-        corpus = load(f"{path}:6", tokenizer=tokenizer, seed=seed)
-        assert tokens_of(corpus) == [ids_of(letter * 3) for letter in "acegik"]
-
-
-def test_samples_limit_the_specs_without_a_count(tmp_path):
-    np.save(tmp_path / "a.npy", np.ones((9, 4), np.int64))
-    np.save(tmp_path / "b.npy", np.full((9, 4), 2))
-    specs = (f"{tmp_path / 'a.npy'}:2", tmp_path / "b.npy")
-    corpus = load(*specs, tokenizer=None, samples=4)
-    assert [row.source for row in corpus.rows] == [0, 0, 1, 1, 1, 1]
-    assert tokens_of(corpus) == [[1] * 4] * 2 + [[2] * 4] * 4
-    assert corpus.sources == tuple(str(spec) for spec in specs)
-    assert corpus.num_tokens == 24
-
-
-def test_digest_is_of_ids_and_row_boundaries(tmp_path):
-    np.save(tmp_path / "a.npy", np.array([[1, 2, 3, 4]]))
-    np.save(tmp_path / "b.npy", np.array([[1, 2], [3, 4]]))
-    digests = [load(tmp_path / name, tokenizer=None).sha256 for name in ("a.npy", "b.npy")]
-    data = [(4).to_bytes(8, "little") + np.array([1, 2, 3, 4], "<i8").tobytes()]
-    assert digests[0] == hashlib.sha256(data[0]).hexdigest()
-    assert digests[0] != digests[1]
-
-
-@pytest.mark.parametrize(
-    ("specs", "settings", "error", "match"),
-    [
-        ((), {}, UsageError, "no calibration data"),
-        (("builtin:2", "builtin:2"), {}, UsageError, "'builtin:2' is given twice"),
-        (("builtin",), {"sequence_length": 1}, UsageError, "at least 2 tokens"),
-        (("builtin",), {"samples": 0}, UsageError, "cannot take 0 samples"),
-        (("builtin",), {"seed": -1}, UsageError, "seed -1"),
-        (("builtin",), {"tokenizer": None}, CalibrationError, "no tokenizer: give a .npy"),
-        (("absent.jsonl",), {}, CalibrationError, "absent.jsonl: there is no such"),
-        (("builtin:2", "org/name(train):4"), {}, UnsupportedError, "save org/name to a .jsonl"),
-    ],
-)
-def test_refused_before_anything_is_read(specs, settings, error, match):
-    with pytest.raises(error, match=match):
-        load(*specs, **settings)
-
-
-def test_other_kinds_of_file_are_refused(tmp_path):
-    (tmp_path / "a.csv").write_text("text\nhello\n")
-    with pytest.raises(UsageError, match=r"a\.csv: calibration files end in \.jsonl, \.npy"):
-        load(tmp_path / "a.csv")
-
-
-def test_tokenizer_of_another_model(tmp_path):
-    path = write_jsonl(tmp_path / "a.jsonl", {"text": "zz"})
-    with pytest.raises(CalibrationError, match="ids 0 to 257, the model has 257"):
-        load(path, vocab_size=257)
-
-
-def test_builtin_is_deterministic_and_mixes_halves(monkeypatch):
-    monkeypatch.setattr(builtin, "_CODE_MODULES", ("textwrap", "no_such_module", "json.decoder"))
-    settings = {"samples": 7, "sequence_length": 128}
-    mixed = load("builtin", **settings)
-    assert len(mixed.rows) == 7
-    assert mixed.sha256 == load("builtin", **settings).sha256
-    prose = tokens_of(load("builtin:prose:4", sequence_length=128))
-    code = tokens_of(load("builtin:code:3", sequence_length=128))
-    want = [row for pair in zip(prose, [*code, None], strict=True) for row in pair if row]
-    assert tokens_of(mixed) == want
-
-
-def test_builtin_text_is_enough_to_calibrate_with():
-    prose, code = list(prose_documents()), list(code_documents())
-    assert sum(map(len, prose)) > 300_000
-    assert sum(map(len, code)) > 1_000_000
-    assert prose == list(prose_documents())
-    # A document is cut before a statement, so the top level's first line is never indented.
-    assert not any(text[0] in " \t" for text in code)
-    assert sum(len(text) > CODE_DOCUMENT_CHARS for text in code) < len(code) // 3
-
-
-@given(
-    st.lists(st.sampled_from(["a = 1\n", "  b\n", "\n", "class C:\n", "#\x0c\n"])),
-    st.integers(1, 30),
-)
-def test_cut_source_loses_nothing(lines, max_chars):
-    source = "".join(lines)
-    pieces = list(cut_source(source, max_chars))
-    assert "".join(pieces) == source
-    assert all(pieces)
-    for piece in pieces[1:]:
-        assert not piece[0].isspace()
-
-
-def test_encoder_agrees_with_the_tokenizer_on_whole_documents():
-    encoder = TextEncoder(TOKENIZER, VOCAB)
-    want = TOKENIZER("two words\n")["input_ids"]
-    assert encoder.encode("two words\n", "here").tolist() == want
-    assert (
-        np.concatenate(list(encoder.encode_document(["two ", "words\n"], "here"))).tolist() == want
-    )
-
-
-def test_calibration_data_need_no_torch():
-    code = (
-        "import sys, reap_stream.calibration.corpus;"
-        "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)"
-    )
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_builtin_text_that_this_python_lacks(monkeypatch):
-    monkeypatch.setattr(builtin, "_CODE_MODULES", ("no_such_module", "no_such.module", "sys"))
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    for part in ("code", "prose"):
-        with pytest.raises(CalibrationError, match=f"builtin:{part} needs"):
-            load(f"builtin:{part}")

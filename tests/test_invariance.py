@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from reap_stream.memory import resident_nbytes
+from reap_stream.resident import resident_nbytes
 from reap_stream.scoring.saliency import STATISTICS, expert_scores
 from reap_stream.scoring.selection import select
 from tests.builders import make_rows, write_rows

@@ -14,16 +14,12 @@ import torch
 from safetensors.torch import save_file
 
 from reap_stream.checkpoint.reader import Reader
-from reap_stream.memory import (
-    BudgetError,
-    Demands,
-    peak_resident_nbytes,
-    plan_memory,
-    resident_nbytes,
-)
+from reap_stream.demands import Demands
+from reap_stream.memory import BudgetError, plan_memory
 from reap_stream.model.opened import open_model
 from reap_stream.model.skeleton import KEPT_SHAPES, Skeleton
 from reap_stream.preparation import memory_for
+from reap_stream.resident import peak_resident_nbytes, resident_nbytes
 from tests.builders import tiny_config
 from tests.engine import read_kept, run_settings
 from tests.families import BY_ID
@@ -214,7 +210,7 @@ def mask_of(calls):
 def test_the_peak_is_this_process_own():
     # A process started by a large one must not report the other's memory.
     ballast = np.ones(400 * MIB, np.uint8)
-    code = "from reap_stream.memory import peak_resident_nbytes as p; print(p())"
+    code = "from reap_stream.resident import peak_resident_nbytes as p; print(p())"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert int(done.stdout) < resident_nbytes() - 100 * MIB
     assert peak_resident_nbytes() >= ballast.nbytes

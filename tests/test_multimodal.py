@@ -75,6 +75,7 @@ def test_a_talker_with_another_number_of_experts_is_left_whole_too(tiny):
     assert {name.split(".")[0] for name in found.sliced} == {"thinker"}
 
 
+@pytest.mark.skipif("dots3_note" not in BY_ID, reason="an older transformers lacks it")
 def test_a_vision_towers_experts_are_left_whole(tiny):
     source = tiny("dots3_note")
     found = read_architecture(source, read_config(source))

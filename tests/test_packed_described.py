@@ -9,7 +9,7 @@ from reap_stream.errors import UnsupportedError
 from reap_stream.inspection import inspect_model
 from tests.builders import read_config
 from tests.packed_checkpoints import WIDTHS, everywhere, experts_only, pack, pack_gpt_oss
-from tests.test_planning import config_only, described_tensors, plan, tensors_of
+from tests.planning import config_only, described_tensors, plan, tensors_of
 
 PACKED = ["int4", "int4-zero-points", "int8-channel", "nvfp4", "nvfp4-modelopt", "mxfp4"]
 

@@ -10,9 +10,9 @@ import torch
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from reap_stream.cli import main
+from reap_stream.demands import measure_demands
 from reap_stream.errors import UnsupportedError
 from reap_stream.inspection import mtp_parameters
-from reap_stream.memory import measure_demands
 from reap_stream.model.feeds import layer_feeds
 from reap_stream.model.opened import check_forward, open_model
 from reap_stream.scoring.scores_file import load_scores, save_scores
@@ -166,13 +166,14 @@ def unknown(tensors):
     }
 
 
-def test_an_unknown_companion_is_carried(packed, calibration, tmp_path):
+@pytest.mark.parametrize("leaf", ["up_proj.rotation", "input_scale"])
+def test_an_unknown_companion_is_carried(leaf, packed, calibration, tmp_path):
     stored, _ = packed("kimi")
     tensors = load_tensors(stored)
     for expert in range(8):
         for layer in (1, 2):
             module = f"model.layers.{layer}.mlp.experts.{expert}"
-            tensors[f"{module}.up_proj.rotation"] = torch.full((3,), float(expert))
+            tensors[f"{module}.{leaf}"] = torch.full((3,), float(expert))
     source = write_checkpoint(tmp_path / "source", tensors, read_config(stored))
     output = prune_to(tmp_path / "pruned", source, calibration, KEEP)
     assert_kept_bytes(source, output, read_kept(output))
@@ -180,7 +181,8 @@ def test_an_unknown_companion_is_carried(packed, calibration, tmp_path):
     for layer, kept in read_kept(output).items():
         for slot, expert in enumerate(kept):
             module = f"model.layers.{layer}.mlp.experts.{slot}"
-            assert found[f"{module}.up_proj.rotation"].tolist() == [expert] * 3
+            assert found[f"{module}.{leaf}"].tolist() == [expert] * 3
+    assert main(["verify", str(output), "--source", str(source)]) == 0
 
 
 def test_an_unknown_format_refuses_the_forward_but_not_compact(packed, calibration, tmp_path):

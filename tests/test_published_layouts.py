@@ -19,7 +19,8 @@ from tests.builders import (
 )
 from tests.engine import prune_to, read_kept
 from tests.families import BY_ID, NUM_EXPERTS
-from tests.layouts import LAYOUTS, written_by_transformers_4
+from tests.layout_spelling import written_by_transformers_4
+from tests.layouts import LAYOUTS
 from tests.oracle import assert_kept_bytes, prune_by_hand, run
 
 KEEP = 4

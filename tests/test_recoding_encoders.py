@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from reap_stream.errors import OutputError
@@ -71,6 +71,7 @@ def test_channels_are_those_of_the_formula(shape, dtype):
     seed=st.integers(0, 10**6),
     exponent=st.integers(-140, 120),
 )
+@example(rows=1, columns=1, seed=999999, exponent=-138)
 def test_of_any_size(rows, columns, seed, exponent):
     values = matrix((rows, columns), torch.float32, seed, 1.0) * 2.0**exponent
     assert_bits(encode(BLOCK, values), formula(values, (128, 128), 1.0))

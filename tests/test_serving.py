@@ -16,10 +16,10 @@ from tests.families import NUM_EXPERTS
 WIDE = {"hidden_size": 128, "moe_intermediate_size": 96}
 
 
-def warnings(source, keep):
+def warnings(source, keep, weights="keep"):
     planned = plan_pruning(
         run_settings(source, ["builtin"], samples=2, sequence_length=16),
-        OutputSettings(output=source, keep=str(keep)),
+        OutputSettings(output=source, keep=str(keep), weights=weights),
     )
     return planned.variants[0].warnings
 
@@ -45,6 +45,17 @@ def test_block_widths_that_tensor_parallelism_cuts(block, cut, tiny, tmp_path):
     (text,) = found
     assert f"96 wide in blocks of {block}" in text
     assert f"over {cut} devices" in text
+
+
+@pytest.mark.parametrize("block", [None, 16, 64])
+def test_blocks_are_those_that_will_be_written(block, tiny, tmp_path):
+    source = tiny("qwen3_moe", hidden_size=256, head_dim=64, moe_intermediate_size=384)
+    if block is not None:
+        source, _ = quantise(source, tmp_path, "block", block=block)
+    (text,) = [text for text in warnings(source, 8, "fp8") if "tensor parallelism" in text]
+    assert "384 wide in blocks of 128: tensor parallelism over 2, 4, 8 devices" in text
+    for weights in ("fp8-channel", "bf16"):
+        assert not [text for text in warnings(source, 8, weights) if "tensor parallelism" in text]
 
 
 def test_channel_scales_can_be_cut_anywhere(tiny, tmp_path):

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
-from typing import Any
+import shutil
 
 import numpy as np
 import pytest
@@ -14,140 +13,42 @@ from reap_stream.cli import main
 from reap_stream.errors import UnsupportedError
 from tests.builders import load_tensors, read_config, write_checkpoint
 from tests.engine import prepare, prune_to, read_kept, read_scores, stream
-from tests.families import BY_ID, NUM_EXPERTS
+from tests.families import BY_ID
 from tests.oracle import Reference, assert_kept_bytes
-from tests.words import pack_awq, pack_gptq
+from tests.word_checkpoints import LAYERS, WIDTHS, expected_settings, quantise
 
 KEEP = 4
-GROUP = 32
-WIDTHS = {"hidden_size": 96, "moe_intermediate_size": 64, "intermediate_size": 128}
-LAYERS = {"glm4_moe": (1, 2), "qwen3_moe": (0, 1, 2)}
-
-
-def quantised_rows(weight, bits, group_of, rng):
-    """Codes [N, K], zero points [N, G] and scales [N, G] that take each group's range."""
-    groups = int(group_of.max()) + 1
-    zeros = torch.from_numpy(rng.integers(0, 1 << bits, (len(weight), groups)))
-    scale = torch.empty(len(weight), groups)
-    for group in range(groups):
-        scale[:, group] = weight[:, group_of == group].abs().amax(dim=1) / (1 << (bits - 1))
-    scale = scale.half().float()
-    wide, middle = scale[:, group_of], zeros[:, group_of]
-    codes = ((weight / wide).round().long() + middle).clamp(0, (1 << bits) - 1)
-    return codes, zeros, scale, (codes - middle) * wide
-
-
-def store(kind, weight, rng):
-    """The tensors of a weight by their leaf, and the values they stand for."""
-    columns = weight.shape[1]
-    bits = 8 if kind == "gptq-8" else 4
-    group_of = torch.arange(columns) // GROUP
-    if kind == "gptq-order":
-        group_of = group_of[torch.from_numpy(rng.permutation(columns))]
-    if kind == "int8":
-        scale = weight.abs().amax(dim=1, keepdim=True) / 127
-        codes = (weight / scale).round().to(torch.int8)
-        return {"weight": codes, "weight_scale": scale}, codes * scale
-    codes, zeros, scale, values = quantised_rows(weight, bits, group_of, rng)
-    if kind == "awq":
-        return pack_awq(codes, zeros, scale.half()), values
-    offset = 0 if kind == "gptq-v2" else 1
-    return pack_gptq(codes, zeros, scale.half(), group_of.int(), bits, offset), values
-
-
-def module_of(layer, expert, projection="up_proj"):
-    return f"model.layers.{layer}.mlp.experts.{expert}.{projection}"
-
-
-def settings_of(kind, layer):
-    """What the publishers of such checkpoints write, with entries that name experts."""
-    named = [module_of(layer, expert) for expert in range(NUM_EXPERTS)]
-    if kind == "awq":
-        return {
-            "quant_method": "awq",
-            "version": "gemm",
-            "bits": 4,
-            "group_size": GROUP,
-            "zero_point": True,
-            "modules_to_not_convert": ["mlp.gate", "lm_head", module_of(layer, 1)],
-        }
-    if kind == "int8":
-        return {
-            "quant_method": "compressed-tensors",
-            "format": "int-quantized",
-            "config_groups": {"group_0": {"targets": named, "weights": {"num_bits": 8}}},
-            "ignore": ["lm_head", r"re:.*mlp\.gate$"],
-        }
-    return {
-        "quant_method": "gptq",
-        "bits": 8 if kind == "gptq-8" else 4,
-        "group_size": GROUP,
-        "desc_act": kind == "gptq-order",
-        "sym": False,
-        "checkpoint_format": "gptq_v2" if kind == "gptq-v2" else "gptq",
-        "dynamic": {rf"+:{name.replace('.', chr(92) + '.')}$": {"bits": 4} for name in named},
-    }
-
-
-def expected_settings(settings, kept, layer):
-    """The settings after pruning, by replacing names in their text."""
-    names = {module_of(layer, old): module_of(layer, new) for new, old in enumerate(kept[layer])}
-    if settings["quant_method"] == "awq":
-        lost = module_of(layer, 1)
-        kept_names = [n for n in settings["modules_to_not_convert"] if n != lost]
-        renamed = [names[lost]] if lost in names else []
-        return {**settings, "modules_to_not_convert": kept_names + renamed}
-    if settings["quant_method"] == "gptq":
-        escaped = {old.replace(".", r"\."): new.replace(".", r"\.") for old, new in names.items()}
-        dynamic = {
-            key.replace(old, new): value
-            for key, value in settings["dynamic"].items()
-            for old, new in escaped.items()
-            if old in key
-        }
-        return {**settings, "dynamic": dynamic}
-    group = {**settings["config_groups"]["group_0"], "targets": list(names.values())}
-    return {**settings, "config_groups": {"group_0": group}}
-
-
-def quantise(source: Path, directory: Path, kind: str, layer: int) -> tuple[Path, Path]:
-    """A checkpoint of that kind, all linears but router and lm_head, and what it means."""
-    rng = np.random.default_rng(1)
-    stored: dict[str, torch.Tensor] = {}
-    meant: dict[str, torch.Tensor] = {}
-    for name, tensor in load_tensors(source).items():
-        # One projection stays as it is: layers of such checkpoints are seldom all alike.
-        if not name.endswith("_proj.weight") or name.endswith("layers.0.self_attn.k_proj.weight"):
-            stored[name] = meant[name] = tensor
-            continue
-        parts, meant[name] = store(kind, tensor.float(), rng)
-        module = name.removesuffix(".weight")
-        stored.update({f"{module}.{leaf}": part for leaf, part in parts.items()})
-        if "experts" in name and kind != "int8":
-            stored[f"{module}.input_scale"] = torch.tensor(float(len(stored)))
-    config = read_config(source)
-    settings = settings_of(kind, layer)
-    made = write_checkpoint(directory / kind, stored, {**config, "quantization_config": settings})
-    (made / "quantize_config.json").write_text(json.dumps(settings))
-    return made, write_checkpoint(directory / "meant", meant, config)
-
-
 CASES = [
     ("glm4_moe", "gptq"),
     ("glm4_moe", "gptq-order"),
     ("glm4_moe", "awq"),
     ("qwen3_moe", "gptq-8"),
     ("qwen3_moe", "gptq-v2"),
-    ("qwen3_moe", "int8"),
+    ("glm4_moe", "int8"),
 ]
+
+
+@pytest.fixture(scope="module")
+def stored_as(tiny, tmp_path_factory):
+    """A checkpoint of a kind whose settings name experts of the last layer, and its meaning, once."""
+    made = {}
+
+    def make(family_id, kind):
+        if (family_id, kind) not in made:
+            directory = tmp_path_factory.mktemp(kind)
+            source = tiny(family_id, **WIDTHS)
+            made[family_id, kind] = quantise(source, directory, kind, LAYERS[family_id][-1])
+        return made[family_id, kind]
+
+    return make
 
 
 @pytest.mark.parametrize(("family_id", "kind"), CASES)
 def test_scores_follow_the_values_and_the_bytes_stay(
-    family_id: str, kind: str, tiny: Any, calibration: Any, rows: Any, tmp_path: Path
-) -> None:
+    family_id, kind, stored_as, calibration, rows, tmp_path
+):
     layer = LAYERS[family_id][-1]
-    stored, meant = quantise(tiny(family_id, **WIDTHS), tmp_path, kind, layer)
+    stored, meant = stored_as(family_id, kind)
     oracle = Reference(meant, rows, torch.float32)
     streamed = stream(prepare(stored, calibration), tmp_path)
     for got, expected in zip(streamed.states, oracle.states, strict=True):
@@ -170,9 +71,10 @@ def test_scores_follow_the_values_and_the_bytes_stay(
 
 @pytest.mark.parametrize("name", ["config.json", "quantize_config.json"])
 def test_settings_that_cannot_be_renumbered_are_refused_before_any_work(
-    name, tiny, calibration, tmp_path, capsys
+    name, stored_as, calibration, tmp_path, capsys
 ):
-    stored, _ = quantise(tiny("glm4_moe", **WIDTHS), tmp_path, "gptq", 1)
+    whole, _ = stored_as("glm4_moe", "gptq")
+    stored = shutil.copytree(whole, tmp_path / "stored")
     settings = {"dynamic": {r"-:.*(q_proj|experts\.7\.up_proj)$": {}}}
     document = {**read_config(stored), "quantization_config": settings}
     written = document if name == "config.json" else settings
@@ -185,9 +87,9 @@ def test_settings_that_cannot_be_renumbered_are_refused_before_any_work(
     assert not (tmp_path / "pruned").exists()
 
 
-def test_experts_that_settings_treat_differently_are_reported(tiny, tmp_path, capsys):
+def test_experts_that_settings_treat_differently_are_reported(stored_as, capsys):
     arguments = ["--keep", "4", "--json"]
-    stored, _ = quantise(tiny("glm4_moe", **WIDTHS), tmp_path, "awq", 2)
+    stored, _ = stored_as("glm4_moe", "awq")
     assert main(["plan", str(stored), *arguments]) == 0
     (variant,) = json.loads(capsys.readouterr().out)["variants"]
     mixed = [text for text in variant["warnings"] if "do not treat the experts" in text]
@@ -206,8 +108,8 @@ def test_experts_that_settings_treat_differently_are_reported(tiny, tmp_path, ca
         ("int8", "model.layers.1.mlp.shared_experts.up_proj.weight_scale"),
     ],
 )
-def test_missing_parts_are_refused_before_any_work(kind, missing, tiny, calibration, tmp_path):
-    stored, _ = quantise(tiny("glm4_moe", **WIDTHS), tmp_path, kind, 1)
+def test_missing_parts_are_refused_before_any_work(kind, missing, stored_as, calibration, tmp_path):
+    stored, _ = stored_as("glm4_moe", kind)
     tensors = load_tensors(stored)
     del tensors[missing]
     damaged = write_checkpoint(tmp_path / "damaged", tensors, read_config(stored))

@@ -17,7 +17,7 @@ from reap_stream.formats import Weight, group_weights, known_formats
 from reap_stream.model.adapters import is_experts_module
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.opened import OpenedModel, forward_faults
-from reap_stream.model.roles import TensorMap, collect_feeds
+from reap_stream.model.roles import TensorMap, collect_feeds, unfed_parameters
 from reap_stream.model.routing import read_routing
 from reap_stream.model.transformers_api import (
     LAYERS_PATH,
@@ -160,10 +160,28 @@ def _faults(head: MtpHead, model: OpenedModel) -> Iterator[str]:
             f"layers {list(sparse)} of the checkpoint have experts, layers {head.moe_layers} of "
             "transformers' prediction layers have"
         )
+    unused = _unused(head, model)
+    unfed = unfed_parameters(architecture, head.opened.tensor_map.feeds)
+    if unused and unfed:
+        # One of the two alone: the checkpoint is not whole, or has what this model has not.
+        yield (
+            f"transformers finds no tensor for {unfed[0]!r} of its prediction layers and has no "
+            f"place for tensor {unused[0]!r}: it does not know the names of this family's, which "
+            "a newer release may"
+        )
     yield from forward_faults(head.opened)
-    shared = re.compile("|".join(map(re.escape, shared_mtp_names(architecture.model))) or "$^")
+    for name in unused:
+        yield f"transformers' prediction layers have no place for tensor {name!r}"
+
+
+def _unused(head: MtpHead, model: OpenedModel) -> list[str]:
+    """Weights of the layers that nothing is made of, but for those that are the model's."""
+    names = shared_mtp_names(head.opened.architecture.model)
+    shared = re.compile("|".join(map(re.escape, names)) or "$^")
     feeds = head.opened.tensor_map.feeds.values()
     fed = {weight.name for feed in feeds for _, group in feed.groups for weight in group}
-    for name in sorted(_weights(model).keys() - fed):
-        if not shared.search(name) and "rotary_emb" not in name:
-            yield f"transformers' prediction layers have no place for tensor {name!r}"
+    return [
+        name
+        for name in sorted(_weights(model).keys() - fed)
+        if not shared.search(name) and "rotary_emb" not in name
+    ]

@@ -2,16 +2,15 @@
 
 Checkpoints name experts in two ways: a tensor for each expert, or one tensor that holds all.
 Which it is follows from how many tensors transformers' key mapping sends to a parameter that
-pruning slices. Tensors transformers does not load are judged by their neighbours: companions
-of an expert's weight travel with it, and a next-token-prediction (MTP) layer is sliced as the
-decoder layer whose names it repeats.
+pruning slices. Tensors transformers does not load are judged by their neighbours (see
+`companions`), and a next-token-prediction (MTP) layer is sliced as the decoder layer whose names
+it repeats.
 """
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -22,14 +21,11 @@ from reap_stream.checkpoint.token_tables import TokenTable
 from reap_stream.errors import UnsupportedError
 from reap_stream.formats import Weight
 from reap_stream.model.architecture import Architecture
+from reap_stream.model.companions import adopt_companions, refuse_unclaimed_experts
 from reap_stream.model.hash_routing import token_tables
-from reap_stream.model.mtp import LAYER_NAME, map_mtp
+from reap_stream.model.mtp import map_mtp
 from reap_stream.model.transformers_api import KeyMap, get_tensor
-from reap_stream.model.unknown import name_stems, unknown_weights
-
-_EXPERT = re.compile(r"(?:^|\.)experts\.(\d+)\.")
-# Buffers of old checkpoints that transformers computes itself; their length means nothing.
-_COMPUTED = re.compile(r"rotary_emb\.inv_freq$|position_ids$")
+from reap_stream.model.unknown import unknown_weights
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,17 +81,17 @@ def map_tensors(
     for target, feed in feeds.items():
         if target in architecture.sliced:
             roles.update(_slice_roles(architecture, keys, feed))
-    _adopt_companions(roles, tensors)
+    adopt_companions(roles, tensors)
     roles.update(_table_roles(architecture, feeds))
     fed = (weight for feed in feeds.values() for _, group in feed.groups for weight in group)
     weight_names = {next(iter(weight.parts.values())).name for weight in fed}
     mtp = map_mtp(architecture, roles, tensors, taken, weight_names)
     # A prediction layer may be stored in another format than its twin, with scales of its own.
-    _adopt_companions(roles, tensors)
+    adopt_companions(roles, tensors)
     left_whole = {name for name, (layer, _) in mtp.places.items() if layer in mtp.uneven}
     claimed = taken | roles.keys() | left_whole
     unclaimed = {name: ref for name, ref in tensors.items() if name not in claimed}
-    _refuse_unclaimed_experts(architecture, unclaimed, mtp.places.keys())
+    refuse_unclaimed_experts(architecture, unclaimed, mtp.places.keys())
     for name in tensors:
         roles.setdefault(name, WHOLE)
     layers = sorted({layer for layer, _ in mtp.places.values()})
@@ -265,38 +261,3 @@ def _converted_shape(
         return tuple(made[feed.target].shape)
     except (RuntimeError, ValueError, KeyError, IndexError):
         return None
-
-
-def _adopt_companions(roles: dict[str, Role], tensors: Mapping[str, TensorRef]) -> None:
-    """Gives scales and other companions of an experts tensor the role of that tensor."""
-    modules = {
-        name.rpartition(".")[0]: role for name, role in roles.items() if role.expert is not None
-    }
-    fused = {name: role for name, role in roles.items() if role.dim is not None}
-    for name in tensors.keys() - roles.keys():
-        role = modules.get(name.rpartition(".")[0])
-        if role is None:
-            owner = next((n for n in name_stems(name) if n in fused), None)
-            role = fused[owner] if owner else None
-        if role is not None:
-            roles[name] = role
-
-
-def _refuse_unclaimed_experts(
-    architecture: Architecture, unclaimed: Mapping[str, TensorRef], mtp: Collection[str]
-) -> None:
-    moe = set(architecture.moe_layers)
-    for name, ref in unclaimed.items():
-        if _COMPUTED.search(name):
-            continue
-        match = LAYER_NAME.match(name)
-        # `mtp.layers.0` is not layer 0, and as wide as there are experts only by chance.
-        in_moe = match is not None and int(match[1]) in moe and name not in mtp
-        is_expert = _EXPERT.search(name) or (name in mtp and ".experts." in name)
-        if is_expert or (in_moe and architecture.num_experts in ref.shape):
-            message = (
-                f"{ref.file}: tensor {name!r} {list(ref.shape)} seems to hold experts, but "
-                f"{architecture.name} in transformers has no parameter for it; pruning without "
-                "it would damage the model"
-            )
-            raise UnsupportedError(message)

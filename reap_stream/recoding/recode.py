@@ -27,6 +27,7 @@ from reap_stream.checkpoint.transfers import HELD_NBYTES
 from reap_stream.errors import UnsupportedError, UsageError
 from reap_stream.formats import Weight, group_weights, known_formats
 from reap_stream.model.opened import OpenedModel, forward_faults
+from reap_stream.model.transformers_api import get_tensor
 from reap_stream.recoding.base import Encoder
 from reap_stream.recoding.bfloat16 import BFloat16
 from reap_stream.recoding.fp8_block import Fp8Block
@@ -139,11 +140,15 @@ class _Recoder:
 
     def _encoder_of(self, weight: Weight, kind: Kind) -> Encoder | None:
         """The format a weight is to have; None where its bytes stay."""
+        if weight.is_plain and self._roles[weight.parts["weight"].name].recipe is not None:
+            # An expert that the checkpoint numbers behind those it has, and that nothing reads.
+            return None
         is_expert = kind in _EXPERTS
         wanted = is_expert or (kind is Kind.LINEAR and not self._experts_only)
         if self._encoder is _PLAIN:
             wanted = not weight.is_plain or self._is_wide(weight, kind)
-        if self._encoder.holds(weight):
+        # Static activation scales beside a weight contradict the new quantization_config.
+        if self._encoder.holds(weight) and len(self._replaced(weight)) == len(weight.parts):
             return None
         if wanted:
             return self._encoder
@@ -172,6 +177,12 @@ class _Recoder:
         if reason is not None:
             raise UnsupportedError(f"{place.file}: {reason}")
         role = self._roles[place.name]
+        if role.recipe is not None:
+            message = (
+                f"{place.file}: {weight.name!r} is quantised and of an expert behind those that "
+                f"the model has; --weights {self._encoder.name} cannot be written for it"
+            )
+            raise UnsupportedError(message)
         recipe = self._recipe(weight, encoder, role, place.name)
         for name in self._replaced(weight):
             self._roles[name] = replace(self._roles[name], recipe=recipe)
@@ -213,15 +224,27 @@ class _Recoder:
         """How a fused weight comes apart; that of a prediction layer as its twin's."""
         rest = _rest(weight.name)
         if rest not in self._splitters:
-            feeds = self._model.tensor_map.feeds
-            targets = (
-                target
-                for target, feed in feeds.items()
-                for _, group in feed.groups
-                if _rest(group[0].name) == rest
-            )
-            self._splitters[rest] = Splitter(self._model, next(targets))
+            self._splitters[rest] = Splitter(self._model, self._parameter(weight, rest))
         return self._splitters[rest]
+
+    def _parameter(self, weight: Weight, rest: str) -> str:
+        """The parameter that a fused weight is, or would be in a decoder layer."""
+        feeds = self._model.tensor_map.feeds
+        for target, feed in feeds.items():
+            if any(_rest(group[0].name) == rest for _, group in feed.groups):
+                return target
+        # The decoder's experts are stored apart: a fused tensor has the parameter's own name.
+        network = self._model.architecture.model
+        for target in feeds:
+            alike = _rest(target) == rest
+            if alike and get_tensor(network, target).shape[1:] == weight.shape[1:]:
+                return target
+        message = (
+            f"{next(iter(weight.parts.values())).file}: {weight.name!r} {list(weight.shape)} is "
+            f"like no parameter of {self._model.architecture.name}, so its experts cannot be told "
+            f"apart; --weights {self._encoder.name} cannot be written for it"
+        )
+        raise UnsupportedError(message)
 
     def _replaced(self, weight: Weight) -> set[str]:
         """The tensors for which a weight's recipe stands: its parts, and companions of a quantised one."""

@@ -24,6 +24,7 @@ NARROW: Final = 128
 attention and of sparse-attention indexers) stay as they are in the published FP8 checkpoints."""
 
 _LAYER: Final = re.compile(r"(?:^|\.)layers\.\d+\.(.+)$")
+_ONE_EXPERT: Final = re.compile(r"(?:^|\.)experts\.\d+\.")
 _MATRIX_DIMS: Final = 2
 
 
@@ -53,27 +54,39 @@ def kinds_of(model: OpenedModel, weights: Mapping[str, Weight]) -> dict[str, Kin
         weights: every weight of the checkpoint, prediction layers included.
     """
     kinds: dict[str, Kind] = {}
+    # Of the decoder's layers alone: towers have layers of the same names, which stay as they are.
+    by_rest: dict[str, Kind] = {}
     for target, feed in model.tensor_map.feeds.items():
+        decoder = model.architecture.layer_of(target) is not None
         for _, group in feed.groups:
             for weight in group:
-                kinds[weight.name] = _kind(model, target, weight, len(group))
-    by_rest = _by_rest(kinds)
+                kinds[weight.name] = kind = _kind(model, target, weight, len(group))
+                match = _LAYER.search(weight.name) if decoder else None
+                if match is not None:
+                    by_rest.setdefault(match[1], kind)
+    mtp = model.tensor_map.mtp_tensors
     for name, weight in weights.items():
         if name not in kinds:
-            match = _LAYER.search(name)
-            known = by_rest.get(match[1]) if match else None
-            kinds[name] = known or _unknown(weight)
+            is_mtp = any(ref.name in mtp for ref in weight.parts.values())
+            kinds[name] = _mtp_kind(weight, by_rest) if is_mtp else _unknown(weight)
     return kinds
 
 
-def _by_rest(kinds: Mapping[str, Kind]) -> dict[str, Kind]:
-    """Kinds by the name's part behind the layer's number."""
-    found: dict[str, Kind] = {}
-    for name, kind in kinds.items():
-        match = _LAYER.search(name)
-        if match is not None:
-            found.setdefault(match[1], kind)
-    return found
+def _mtp_kind(weight: Weight, by_rest: Mapping[str, Kind]) -> Kind:
+    """That of the decoder's weight of the name, or an expert's, for the decoder may have fewer.
+
+    A decoder whose experts lie in one tensor may be followed by a layer that has them apart, and
+    the other way round.
+    """
+    match = _LAYER.search(weight.name)
+    rest = match[1] if match else weight.name
+    if rest in by_rest:
+        return by_rest[rest]
+    if _ONE_EXPERT.search(rest) and len(weight.shape) == _MATRIX_DIMS:
+        return Kind.EXPERT
+    if ".experts." in f".{rest}" and len(weight.shape) > _MATRIX_DIMS:
+        return Kind.FUSED
+    return _unknown(weight)
 
 
 def _kind(model: OpenedModel, target: str, weight: Weight, members: int) -> Kind:
