@@ -107,7 +107,9 @@ def _add_llama_cpp(environment: Path) -> None:
         bindings = "--config-settings=cmake.define.LLAMA_BUILD=OFF"
         _pip(environment, "install", *options, bindings, str(sdist))
         with tarfile.open(sdist) as archive:
-            archive.extractall(work, filter="data")
+            # As an attribute, older patch releases of Python, which have no such filter, ignore it.
+            archive.extraction_filter = getattr(tarfile, "data_filter", None)
+            archive.extractall(work)
         (source,) = work.glob("llama_cpp_python-*/vendor/llama.cpp")
         tools, build = environment / "bin", work / "build"
         generator = ("-G", "Ninja", f"-DCMAKE_MAKE_PROGRAM={tools / 'ninja'}")
