@@ -11,15 +11,19 @@ from typing import TYPE_CHECKING
 
 from reap_stream import __version__
 from reap_stream.errors import InterruptedRunError, ReapStreamError
-from reap_stream.settings import MTP_CHOICES, WEIGHT_CHOICES
+from reap_stream.options import (
+    add_again,
+    add_calibration,
+    add_layout,
+    add_method,
+    add_output,
+    add_run_options,
+    add_targets,
+    add_writing,
+)
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
-
-_SPEC = (
-    "PATH[:N] (.jsonl, .parquet, .txt, .npy) or builtin[:NAME][:N]; give it several times for a "
-    "mix, scores are kept for each"
-)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -129,19 +133,19 @@ def _add_inspect(commands: _Commands) -> None:
 
 def _add_plan(commands: _Commands) -> None:
     parser = _command(commands, "plan", "say what pruning would give and need, without doing it")
-    _add_targets(parser)
-    _add_run_options(parser)
-    _add_layout(parser)
+    add_targets(parser)
+    add_run_options(parser)
+    add_layout(parser)
     parser.add_argument("--json", action="store_true", help="as JSON")
 
 
 def _add_prune(commands: _Commands) -> None:
     parser = _command(commands, "prune", "score experts on calibration data and write the rest")
-    _add_output(parser)
-    _add_targets(parser)
-    _add_calibration(parser)
-    _add_run_options(parser)
-    _add_writing(parser)
+    add_output(parser)
+    add_targets(parser)
+    add_calibration(parser)
+    add_run_options(parser)
+    add_writing(parser)
 
 
 def _add_observe(commands: _Commands) -> None:
@@ -149,9 +153,9 @@ def _add_observe(commands: _Commands) -> None:
     parser.add_argument(
         "--output", type=Path, required=True, metavar="SCORES", help="file to write, .safetensors"
     )
-    _add_calibration(parser)
-    _add_run_options(parser)
-    _add_again(parser)
+    add_calibration(parser)
+    add_run_options(parser)
+    add_again(parser)
 
 
 def _add_compact(commands: _Commands) -> None:
@@ -159,11 +163,11 @@ def _add_compact(commands: _Commands) -> None:
     parser.add_argument(
         "--scores", type=Path, required=True, help="file of observe, merge or a pruned checkpoint"
     )
-    _add_output(parser)
-    _add_targets(parser)
-    _add_method(parser)
+    add_output(parser)
+    add_targets(parser)
+    add_method(parser)
     parser.add_argument("--seed", type=int, default=0, help="of --method random")
-    _add_writing(parser)
+    add_writing(parser)
 
 
 def _add_merge(commands: _Commands) -> None:
@@ -193,103 +197,4 @@ def _add_demo(commands: _Commands) -> None:
         type=Path,
         metavar="DIR",
         help="keep everything there (default: a scratch folder)",
-    )
-
-
-def _add_output(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--output",
-        type=Path,
-        required=True,
-        metavar="DIR",
-        help="directory of the pruned checkpoint; with several targets DIR/keep-N for each",
-    )
-
-
-def _add_targets(parser: argparse.ArgumentParser) -> None:
-    targets = parser.add_mutually_exclusive_group(required=True)
-    targets.add_argument(
-        "--sparsity", metavar="S[,S…]", help="fractions of routed experts to remove, e.g. 0.25,0.4"
-    )
-    targets.add_argument("--keep", metavar="N[,N…]", help="experts to keep in every layer")
-
-
-def _add_calibration(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--calibration", action="append", required=True, metavar="SPEC", help=_SPEC)
-
-
-def _add_run_options(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add("--samples", type=int, default=512, help="most rows of a SPEC without its own number")
-    add("--sequence-length", type=int, default=2048, help="most tokens of a row")
-    add("--batch-tokens", type=int, help="tokens that run together (default: by memory)")
-    add("--seed", type=int, default=0, help="of every random choice")
-    add("--device", default="auto", help="auto, cpu, cuda or cuda:i")
-    add(
-        "--compute-dtype",
-        choices=("auto", "bfloat16", "float32"),
-        default="auto",
-        help="of the forward",
-    )
-    add(
-        "--memory",
-        metavar="SIZE",
-        help="host memory to stay within, e.g. 8GiB (default: most of what is free)",
-    )
-    add(
-        "--propagate",
-        choices=("original", "pruned"),
-        default="original",
-        help="whose activations later layers see; observe prunes nothing and takes original only",
-    )
-    _add_method(parser)
-
-
-def _add_method(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "--method",
-        choices=("reap", "ean", "frequency", "gate", "random"),
-        default="reap",
-        help="criterion, which observe only notes down: mean of gate weight × output norm, mean output norm, routed tokens, mean "
-        "gate weight, or chance",
-    )
-
-
-def _add_writing(parser: argparse.ArgumentParser) -> None:
-    _add_layout(parser)
-    _add_again(parser)
-
-
-def _add_layout(parser: argparse.ArgumentParser) -> None:
-    add = parser.add_argument
-    add(
-        "--weights",
-        choices=WEIGHT_CHOICES,
-        default="keep",
-        help="format of the kept weights: as they are, FP8 in blocks of 128 x 128, FP8 by output "
-        "channel, or bfloat16 (for converters to GGUF)",
-    )
-    add(
-        "--fp8-experts-only",
-        action="store_true",
-        help="write routed experts alone as FP8, all else as it is",
-    )
-    add("--max-shard-size", default="5GB", metavar="SIZE", help="most bytes of a shard")
-    add(
-        "--mtp",
-        choices=MTP_CHOICES,
-        help="next-token-prediction layers: score runs and prunes them by their own routing, match "
-        "prunes them like the last MoE layer, keep leaves them as they are, drop leaves them out "
-        "(default: score, or match with a warning where they cannot be run)",
-    )
-
-
-def _add_again(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
-    parser.add_argument("--resume", action="store_true", help="go on with a half-done job")
-    parser.add_argument(
-        "--snapshot-minutes",
-        type=float,
-        default=5.0,
-        help="least time between two saves of the hidden states",
     )

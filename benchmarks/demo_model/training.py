@@ -14,7 +14,7 @@ from torch.nn import functional
 
 from demo_model.network import Loads, balance, evaluating, make_model
 
-WIDTH = 256
+WIDTH = 512
 MIX = {"python": 0.4, "prose": 0.4, "tools": 0.2}
 _WARM_UP = 100
 _SAVE_SECONDS = 120.0
@@ -28,13 +28,13 @@ class Plan:
 
     Attributes:
         steps: batches.
-        rows: rows of 256 tokens in a batch.
+        rows: rows of 512 tokens in a batch.
         rate: largest learning rate.
         seed: of weights and batches.
     """
 
     steps: int
-    rows: int = 16
+    rows: int = 8
     rate: float = 3e-3
     seed: int = 0
 
@@ -96,7 +96,7 @@ def train(
         {"params": decayed, "weight_decay": _WEIGHT_DECAY},
         {"params": others, "weight_decay": 0.0},
     ]
-    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=_BETAS)
+    optimizer = torch.optim.AdamW(groups, lr=plan.rate, betas=_BETAS, fused=True)
     first = _resume(model, optimizer, state_path)
     loads = Loads(model)
     saved = started = time.monotonic()

@@ -1,0 +1,120 @@
+"""Options that several commands share. No torch at import."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+from reap_stream.settings import MTP_CHOICES, WEIGHT_CHOICES
+
+_SPEC = (
+    "PATH[:N] (.jsonl, .parquet, .txt, .npy) or builtin[:NAME][:N]; give it several times for a "
+    "mix, scores are kept for each"
+)
+
+
+def add_output(parser: argparse.ArgumentParser) -> None:
+    """Where a pruned checkpoint is written."""
+    parser.add_argument(
+        "--output",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="directory of the pruned checkpoint; with several targets DIR/keep-N for each",
+    )
+
+
+def add_targets(parser: argparse.ArgumentParser) -> None:
+    """How many experts go."""
+    targets = parser.add_mutually_exclusive_group(required=True)
+    targets.add_argument(
+        "--sparsity", metavar="S[,S…]", help="fractions of routed experts to remove, e.g. 0.25,0.4"
+    )
+    targets.add_argument("--keep", metavar="N[,N…]", help="experts to keep in every layer")
+
+
+def add_calibration(parser: argparse.ArgumentParser) -> None:
+    """The data that experts are scored on."""
+    parser.add_argument("--calibration", action="append", required=True, metavar="SPEC", help=_SPEC)
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """How the model is run."""
+    add = parser.add_argument
+    add("--samples", type=int, default=512, help="most rows of a SPEC without its own number")
+    add("--sequence-length", type=int, default=2048, help="most tokens of a row")
+    add("--batch-tokens", type=int, help="tokens that run together (default: by memory)")
+    add("--seed", type=int, default=0, help="of every random choice")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:i")
+    add(
+        "--compute-dtype",
+        choices=("auto", "bfloat16", "float32"),
+        default="auto",
+        help="of the forward",
+    )
+    add(
+        "--memory",
+        metavar="SIZE",
+        help="host memory to stay within, e.g. 8GiB (default: most of what is free)",
+    )
+    add(
+        "--propagate",
+        choices=("original", "pruned"),
+        default="original",
+        help="whose activations later layers see; observe prunes nothing and takes original only",
+    )
+    add_method(parser)
+
+
+def add_method(parser: argparse.ArgumentParser) -> None:
+    """How experts are scored."""
+    parser.add_argument(
+        "--method",
+        choices=("reap", "ean", "frequency", "gate", "random"),
+        default="reap",
+        help="criterion, which observe only notes down: mean of gate weight × output norm, mean output norm, routed tokens, mean "
+        "gate weight, or chance",
+    )
+
+
+def add_writing(parser: argparse.ArgumentParser) -> None:
+    """How a checkpoint is written, and what happens to one that is there."""
+    add_layout(parser)
+    add_again(parser)
+
+
+def add_layout(parser: argparse.ArgumentParser) -> None:
+    """In which form a checkpoint is written."""
+    add = parser.add_argument
+    add(
+        "--weights",
+        choices=WEIGHT_CHOICES,
+        default="keep",
+        help="format of the kept weights: as they are, FP8 in blocks of 128 x 128, FP8 by output "
+        "channel, or bfloat16 (for converters to GGUF)",
+    )
+    add(
+        "--fp8-experts-only",
+        action="store_true",
+        help="write routed experts alone as FP8, all else as it is",
+    )
+    add("--max-shard-size", default="5GB", metavar="SIZE", help="most bytes of a shard")
+    add(
+        "--mtp",
+        choices=MTP_CHOICES,
+        help="next-token-prediction layers: score runs and prunes them by their own routing, match "
+        "prunes them like the last MoE layer, keep leaves them as they are, drop leaves them out "
+        "(default: score, or match with a warning where they cannot be run)",
+    )
+
+
+def add_again(parser: argparse.ArgumentParser) -> None:
+    """What happens to an output that is there."""
+    parser.add_argument("--overwrite", action="store_true", help="replace an existing output")
+    parser.add_argument("--resume", action="store_true", help="go on with a half-done job")
+    parser.add_argument(
+        "--snapshot-minutes",
+        type=float,
+        default=5.0,
+        help="least time between two saves of the hidden states",
+    )
