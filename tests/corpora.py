@@ -8,11 +8,12 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from reap_stream.calibration.corpus import load_corpus
+from reap_stream.calibration.rules import RowSettings
 from reap_stream.calibration.spec import parse_spec
 
 CHAT_TEMPLATE = (
     "{% if messages[0].role == 'assistant' %}{{ raise_exception('user first') }}{% endif %}"
-    "{% for tool in tools or [] %}[{{ tool.name }}]{% endfor %}"
+    "{% for tool in tools or [] %}[{{ tool.function.name }}]{% endfor %}"
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
 )
 VOCAB = 258
@@ -46,9 +47,10 @@ def document(text):
 
 
 def load(*specs, tokenizer=TOKENIZER, **settings):
-    defaults = {"samples": None, "sequence_length": 64, "seed": 0, "vocab_size": VOCAB}
+    vocab_size = settings.pop("vocab_size", VOCAB)
+    defaults = {"samples": None, "sequence_length": 64, "seed": 0}
     parsed = [parse_spec(str(spec)) for spec in specs]
-    return load_corpus(parsed, tokenizer, **{**defaults, **settings})
+    return load_corpus(parsed, tokenizer, vocab_size, RowSettings(**{**defaults, **settings}))
 
 
 def tokens_of(corpus):

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from reap_stream.calibration import encoding
-from reap_stream.calibration.corpus import cut_rows
+from reap_stream.calibration.sources import cut_rows
 from reap_stream.errors import CalibrationError
 from tests.corpora import VOCAB, document, ids_of, load, make_tokenizer, tokens_of, write_jsonl
 
@@ -44,7 +44,8 @@ def test_parquet_holds_the_same(tmp_path, record, want):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
     # The second record gives every struct a field that the first has not.
-    wider = {"messages": [{"role": "user", "content": "x", "name": "n"}], "tools": [{"x": "y"}]}
+    tool = {"name": "g", "x": "y"}
+    wider = {"messages": [{"role": "user", "content": "x", "name": "n"}], "tools": [tool]}
     other = {name: wider.get(name, value) for name, value in record.items()}
     parquet.write_table(arrow.Table.from_pylist([record, other]), tmp_path / "a.parquet")
     assert tokens_of(load(tmp_path / "a.parquet"))[0] == want
@@ -53,8 +54,8 @@ def test_parquet_holds_the_same(tmp_path, record, want):
 def test_parquet_refusals(tmp_path):
     arrow = pytest.importorskip("pyarrow")
     parquet = pytest.importorskip("pyarrow.parquet")
-    parquet.write_table(arrow.table({"question": ["a"], "answer": ["b"]}), tmp_path / "q.parquet")
-    with pytest.raises(CalibrationError, match=r"q\.parquet: fields answer, question are"):
+    parquet.write_table(arrow.table({"riddle": ["a"], "moral": ["b"]}), tmp_path / "q.parquet")
+    with pytest.raises(CalibrationError, match=r"q\.parquet: fields moral, riddle are no known"):
         load(tmp_path / "q.parquet")
     parquet.write_table(
         arrow.table({"text": ["some text", "x"] * 300 + [""]}), tmp_path / "t.parquet"
@@ -98,19 +99,26 @@ MALFORMED = [
     (b"[1]", "must be an object with fields, not list"),
     (b'"text"', "must be an object with fields, not str"),
     (b"{}", "fields none are no known record"),
-    (b'{"question": "a", "answer": "b"}', "fields answer, question are no known record"),
-    (b'{"prompt": "a"}', "it needs text, or messages, or prompt and completion"),
+    (b'{"riddle": "a", "moral": "b"}', "fields moral, riddle are no known record.*--map"),
+    (b'{"prompt": "a"}', "without it needs messages, or .*prompt and completion"),
     (b'{"text": 3}', "text must be text, not int"),
     (b'{"text": "\\ud800"}', "no valid Unicode"),
-    (b'{"prompt": ["a"], "completion": "b"}', "prompt must be text, not list"),
+    (b'{"prompt": ["a"], "completion": "b"}', r"prompt\[0\] must be an object, not str"),
     (b'{"instruction": "a", "input": 1, "output": "b"}', "input must be text, not int"),
-    (b'{"messages": "hi"}', "messages must be a list, not str"),
+    (b'{"messages": "hi"}', "messages: is text and no JSON"),
+    (b'{"messages": "3"}', "messages must be a list, not int"),
     (b'{"messages": ["hi"]}', r"messages\[0\] must be an object, not str"),
-    (b'{"messages": [{"from": "a", "value": "b"}]}', r"messages\[0\] has fields from, value"),
+    (b'{"messages": [{"from": "a", "value": "b"}]}', r"messages\[0\]: role 'a' is none of system"),
     (b'{"messages": [{"role": "user"}]}', r"messages\[0\] has fields role: it needs role and"),
     (b'{"messages": [{"role": 1, "content": "a"}]}', "it needs role and content"),
-    (b'{"messages": [{"role": "user", "content": [{"type": "text"}]}]}', "must be text, not list"),
-    (b'{"messages": [{"role": "user", "content": "a"}], "tools": "[]"}', "tools must be a list"),
+    (
+        b'{"messages": [{"role": "user", "content": [{"type": "image"}]}]}',
+        "type 'image' .*only text",
+    ),
+    (
+        b'{"messages": [{"role": "user", "content": "a"}], "tools": "3"}',
+        "tools must be a list, not int",
+    ),
     (b'{"messages": [{"role": "assistant", "content": "a"}]}', "template refuses.*user first"),
 ]
 

@@ -9,18 +9,9 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from reap_stream.calibration import builtin
-from reap_stream.calibration.builtin import (
-    CODE_DOCUMENT_CHARS,
-    code_documents,
-    cut_source,
-    prose_documents,
-)
 from reap_stream.calibration.encoding import TextEncoder
-from reap_stream.errors import CalibrationError, UnsupportedError, UsageError
+from reap_stream.errors import CalibrationError, UsageError
 from tests.corpora import (
     TOKENIZER,
     VOCAB,
@@ -80,6 +71,27 @@ def test_digest_is_of_ids_and_row_boundaries(tmp_path):
     assert digests[0] != digests[1]
 
 
+def test_each_source_has_an_origin_of_its_own(tmp_path):
+    np.save(tmp_path / "a.npy", np.array([[1, 2, 3, 4]]))
+    np.save(tmp_path / "b.npy", np.array([[1, 2], [3, 4]]))
+    specs = [str(tmp_path / "a.npy"), f"{tmp_path / 'b.npy'}:1"]
+    corpus = load(*specs, tokenizer=None)
+    alone = [load(spec, tokenizer=None) for spec in specs]
+    assert [origin.sha256 for origin in corpus.origins] == [one.sha256 for one in alone]
+    assert [origin.record() for origin in corpus.origins] == [
+        {
+            "source": spec,
+            "kind": "file",
+            "name": spec.removesuffix(":1"),
+            "seen": seen,
+            "rows": 1,
+            "tokens": one.num_tokens,
+            "sha256": one.sha256,
+        }
+        for spec, one, seen in zip(specs, alone, (1, 2), strict=True)
+    ]
+
+
 @pytest.mark.parametrize(
     ("specs", "settings", "error", "match"),
     [
@@ -90,7 +102,7 @@ def test_digest_is_of_ids_and_row_boundaries(tmp_path):
         (("builtin",), {"seed": -1}, UsageError, "seed -1"),
         (("builtin",), {"tokenizer": None}, CalibrationError, "no tokenizer: give a .npy"),
         (("absent.jsonl",), {}, CalibrationError, "absent.jsonl: there is no such"),
-        (("builtin:2", "org/name(train):4"), {}, UnsupportedError, "save org/name to a .jsonl"),
+        (("builtin:2", "org/name(train)"), {"samples": None}, UsageError, "give :N rows"),
     ],
 )
 def test_refused_before_anything_is_read(specs, settings, error, match):
@@ -110,41 +122,6 @@ def test_tokenizer_of_another_model(tmp_path):
         load(path, vocab_size=257)
 
 
-def test_builtin_is_deterministic_and_mixes_halves(monkeypatch):
-    monkeypatch.setattr(builtin, "_CODE_MODULES", ("textwrap", "no_such_module", "json.decoder"))
-    settings = {"samples": 7, "sequence_length": 128}
-    mixed = load("builtin", **settings)
-    assert len(mixed.rows) == 7
-    assert mixed.sha256 == load("builtin", **settings).sha256
-    prose = tokens_of(load("builtin:prose:4", sequence_length=128))
-    code = tokens_of(load("builtin:code:3", sequence_length=128))
-    want = [row for pair in zip(prose, [*code, None], strict=True) for row in pair if row]
-    assert tokens_of(mixed) == want
-
-
-def test_builtin_text_is_enough_to_calibrate_with():
-    prose, code = list(prose_documents()), list(code_documents())
-    assert sum(map(len, prose)) > 300_000
-    assert sum(map(len, code)) > 1_000_000
-    assert prose == list(prose_documents())
-    # A document is cut before a statement, so the top level's first line is never indented.
-    assert not any(text[0] in " \t" for text in code)
-    assert sum(len(text) > CODE_DOCUMENT_CHARS for text in code) < len(code) // 3
-
-
-@given(
-    st.lists(st.sampled_from(["a = 1\n", "  b\n", "\n", "class C:\n", "#\x0c\n"])),
-    st.integers(1, 30),
-)
-def test_cut_source_loses_nothing(lines, max_chars):
-    source = "".join(lines)
-    pieces = list(cut_source(source, max_chars))
-    assert "".join(pieces) == source
-    assert all(pieces)
-    for piece in pieces[1:]:
-        assert not piece[0].isspace()
-
-
 def test_encoder_agrees_with_the_tokenizer_on_whole_documents():
     encoder = TextEncoder(TOKENIZER, VOCAB)
     want = TOKENIZER("two words\n")["input_ids"]
@@ -157,14 +134,6 @@ def test_encoder_agrees_with_the_tokenizer_on_whole_documents():
 def test_calibration_data_need_no_torch():
     code = (
         "import sys, reap_stream.calibration.corpus;"
-        "assert not {'torch', 'transformers', 'pyarrow'} & set(sys.modules)"
+        "assert not {'torch', 'transformers', 'pyarrow', 'datasets'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)
-
-
-def test_builtin_text_that_this_python_lacks(monkeypatch):
-    monkeypatch.setattr(builtin, "_CODE_MODULES", ("no_such_module", "no_such.module", "sys"))
-    monkeypatch.setitem(sys.modules, "pydoc_data.topics", None)
-    for part in ("code", "prose"):
-        with pytest.raises(CalibrationError, match=f"builtin:{part} needs"):
-            load(f"builtin:{part}")

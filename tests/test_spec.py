@@ -18,6 +18,7 @@ from reap_stream.errors import UsageError
         ("builtin:64", "builtin", "mixed", None, None, 64),
         ("builtin:code", "builtin", "code", None, None, None),
         ("builtin:prose:12", "builtin", "prose", None, None, 12),
+        ("builtin:chat", "builtin", "chat", None, None, None),
         ("org/name", "hub", "org/name", None, None, None),
         ("org/name(train):1024", "hub", "org/name", None, "train", 1024),
         ("allenai/c4[en](train):1024", "hub", "allenai/c4", "en", "train", 1024),
@@ -25,7 +26,22 @@ from reap_stream.errors import UsageError
     ],
 )
 def test_grammar(text, kind, name, config, split, rows):
-    assert parse_spec(text) == CalibrationSpec(kind, name, config, split, rows, text)
+    assert parse_spec(text) == CalibrationSpec(kind, name, text, rows, config, split)
+
+
+@pytest.mark.parametrize(
+    ("text", "revision", "config", "split", "rows"),
+    [
+        ("org/name@main", "main", None, None, None),
+        ("org/name@refs/pr/3:8", "refs/pr/3", None, None, 8),
+        ("org/name@0123abc[en](train):16", "0123abc", "en", "train", 16),
+        ("gsm8k@v1.0", "v1.0", None, None, None),
+    ],
+)
+def test_revision(text, revision, config, split, rows):
+    spec = parse_spec(text)
+    assert (spec.kind, spec.name) == ("hub", text.partition("@")[0])
+    assert (spec.revision, spec.config, spec.split, spec.rows) == (revision, config, split, rows)
 
 
 @pytest.mark.parametrize(
@@ -46,6 +62,8 @@ def test_grammar(text, kind, name, config, split, rows):
         ("org/name(train)[en]:4", "no calibration SPEC"),
         ("org/name/more(train):4", "no calibration SPEC"),
         ("org/name()", "no calibration SPEC"),
+        ("org/name@", "no calibration SPEC"),
+        ("org/name[en]@main", "no calibration SPEC"),
         ("nul\0byte", "no calibration SPEC"),
         ("x" * 5000, "no calibration SPEC"),
     ],
@@ -59,6 +77,6 @@ def test_malformed(text, match):
 def test_path_that_exists_wins(tmp_path, monkeypatch, name):
     monkeypatch.chdir(tmp_path)
     (tmp_path / name).write_text("{}")
-    assert parse_spec(name) == CalibrationSpec("file", name, None, None, None, name)
-    assert parse_spec(f"{name}:9") == CalibrationSpec("file", name, None, None, 9, f"{name}:9")
+    assert parse_spec(name) == CalibrationSpec("file", name, name)
+    assert parse_spec(f"{name}:9") == CalibrationSpec("file", name, f"{name}:9", 9)
     assert parse_spec(name).path.is_file()

@@ -1,11 +1,12 @@
 """The calibration SPEC: the text with which a user names calibration data.
 
     PATH[:N]                      a .jsonl, .parquet, .txt or .npy file
-    HUB_ID[CONFIG](SPLIT):N       a Hub data set; [CONFIG], (SPLIT) and :N may be left out
-    builtin[:NAME][:N]            text that every Python installation holds
+    HUB_ID[CONFIG](SPLIT):N       a data set on the Hub; [CONFIG], (SPLIT) and :N may be left out
+    HUB_ID@REVISION...            the same at a branch, tag or commit
+    builtin[:NAME][:N]            text that the package ships
 
-N is the most rows to take. A path that exists wins over every other reading, so a file whose name
-holds a colon, or that is called ``builtin``, can still be used.
+N is the most rows to take, or with packing the most packs. A path that exists wins over every other
+reading, so a file whose name holds a colon, or that is called ``builtin``, can still be used.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _ROWS = re.compile(r"(?P<stem>.+):(?P<rows>[0-9]{1,18})", re.DOTALL)
 _BUILTIN = re.compile(r"builtin(?::(?P<name>.*))?", re.DOTALL)
 _HUB_NAME = r"[A-Za-z0-9][A-Za-z0-9._-]{0,95}"
 _HUB = re.compile(
-    rf"(?P<id>{_HUB_NAME}(?P<org>/{_HUB_NAME})?)"
+    rf"(?P<id>{_HUB_NAME}(?P<org>/{_HUB_NAME})?)(?:@(?P<revision>[^@\[\]()\s]+))?"
     r"(?:\[(?P<config>[^\[\]()]+)\])?(?:\((?P<split>[^\[\]()]+)\))?"
 )
 _EXAMPLES = "such as calib.jsonl:512, tokens.npy, builtin:code:128 or org/name[config](train):1024"
@@ -37,18 +38,20 @@ class CalibrationSpec:
     Attributes:
         kind: where the rows come from.
         name: the file's path, the built-in text's name, or the data set's Hub id.
+        text: the SPEC as given, which labels the scores it leads to.
+        rows: the most rows to take; None where the SPEC has no ``:N``.
         config: configuration of a Hub data set.
         split: split of a Hub data set.
-        rows: the most rows to take; None where the SPEC has no ``:N``.
-        text: the SPEC as given, which labels the scores it leads to.
+        revision: its branch, tag or commit.
     """
 
     kind: Literal["file", "builtin", "hub"]
     name: str
-    config: str | None
-    split: str | None
-    rows: int | None
     text: str
+    rows: int | None = None
+    config: str | None = None
+    split: str | None = None
+    revision: str | None = None
 
     @property
     def path(self) -> Path:
@@ -69,23 +72,24 @@ def parse_spec(text: str) -> CalibrationSpec:
         UsageError: the text is no SPEC, N is 0, or there is no built-in text of that name.
     """
     if _exists(text):
-        return CalibrationSpec("file", text, None, None, None, text)
+        return CalibrationSpec("file", text, text)
     match = _ROWS.fullmatch(text)
     stem, rows = (match["stem"], int(match["rows"])) if match else (text, None)
     if rows == 0:
         raise UsageError(f"calibration SPEC {text!r} asks for 0 rows: N must be at least 1")
     if _exists(stem) or Path(stem).suffix in FILE_SUFFIXES:
-        return CalibrationSpec("file", stem, None, None, rows, text)
+        return CalibrationSpec("file", stem, text, rows)
     builtin = _BUILTIN.fullmatch(stem)
     if builtin is not None:
-        return CalibrationSpec("builtin", _builtin_name(builtin, text), None, None, rows, text)
+        return CalibrationSpec("builtin", _builtin_name(builtin, text), text, rows)
     hub = _HUB.fullmatch(stem)
     # A bare word is far more often a mistyped path than a Hub id of the time before namespaces.
-    if hub is None or (hub["org"] is None and hub["config"] is None and hub["split"] is None):
+    if hub is None or not any(hub.group("org", "config", "split", "revision")):
         raise UsageError(
             f"{text!r} is no calibration SPEC and no file of that name exists: give one {_EXAMPLES}"
         )
-    return CalibrationSpec("hub", hub["id"], hub["config"], hub["split"], rows, text)
+    parts = {part: hub[part] for part in ("config", "split", "revision")}
+    return CalibrationSpec("hub", hub["id"], text, rows, **parts)
 
 
 def _builtin_name(match: re.Match[str], text: str) -> str:
