@@ -32,17 +32,20 @@ from reap_stream.model.transformers_api.mtp import (
     mtp_layer_arguments,
     shared_mtp_names,
 )
+from reap_stream.model.transformers_api.outputs import BaseOutput
 from reap_stream.model.transformers_api.parameters import (
     get_tensor,
     materialize_buffers,
     parameter_dtype,
     set_tensor,
+    tied_names,
 )
 from reap_stream.model.transformers_api.quiet import quiet_transformers
 
 __all__ = [
     "EXPERTS_IMPLEMENTATION",
     "LAYERS_PATH",
+    "BaseOutput",
     "ExpertsCall",
     "KeyMap",
     "apply_gate",
@@ -64,5 +67,6 @@ __all__ = [
     "quiet_transformers",
     "set_tensor",
     "shared_mtp_names",
+    "tied_names",
     "uses_experts_call",
 ]

@@ -54,6 +54,14 @@ def set_tensor(model: nn.Module, name: str, value: torch.Tensor) -> None:
         module._buffers[leaf] = value
 
 
+def tied_names(model: Any, name: str) -> list[str]:
+    """The other parameters that a model ties to one, in the order in which they are looked for."""
+    sources: dict[str, str] = getattr(model, "all_tied_weights_keys", None) or {}
+    source = sources.get(name, name)
+    twins = [source, *(target for target, own in sources.items() if own == source)]
+    return [twin for twin in twins if twin != name]
+
+
 def materialize_buffers(model: Any, device: torch.device) -> None:
     """Computes the buffers that no checkpoint holds (rotary frequencies) on `device`.
 
