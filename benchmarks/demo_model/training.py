@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch.nn import functional
 
-from demo_model.network import Loads, balance, evaluating, make_model
+from demo_model.network import Loads, balance, make_model
 
 WIDTH = 512
 MIX = {"python": 0.4, "prose": 0.4, "tools": 0.2}
@@ -64,18 +64,6 @@ def loss_of(model: torch.nn.Module, batch: torch.Tensor) -> torch.Tensor:
     """Mean cross-entropy of the next token, in nats."""
     logits = model(batch[:, :-1], use_cache=False).logits
     return functional.cross_entropy(logits.flatten(0, 1).float(), batch[:, 1:].flatten())
-
-
-def held_out_loss(model: torch.nn.Module, tokens: np.ndarray, rows: int = 64) -> float:
-    """Loss on rows spread evenly over a held-out stream."""
-    starts = np.linspace(0, len(tokens) - WIDTH - 1, rows).astype(int)
-    device = next(model.parameters()).device
-    total = 0.0
-    with evaluating(model):
-        for group in np.array_split(starts, max(1, rows // 16)):
-            batch = np.stack([tokens[s : s + WIDTH + 1] for s in group]).astype(np.int64)
-            total += loss_of(model, torch.from_numpy(batch).to(device)).item() * len(group)
-    return total / rows
 
 
 def train(
