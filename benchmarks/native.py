@@ -222,7 +222,7 @@ def saliency(num_rows: int, dtype: str, aim: float, repeats: int) -> Iterator[Re
     gates = torch.rand(num_rows)
     sources = np.zeros(num_rows, np.int32)
     tokens = np.zeros(1, np.int64)
-    sums = [np.zeros(1) for _ in range(4)]
+    sums = [np.zeros(1) for _ in range(5)]
     rows = torch.randn(num_rows, COLS).to(torch.bfloat16 if dtype == "bf16" else torch.float32)
     raw = rows.view(torch.int16 if dtype == "bf16" else torch.int32).numpy()
     yield compare(

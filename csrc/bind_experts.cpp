@@ -37,6 +37,7 @@ struct SumArguments {
     py::object norm_sum;
     py::object gate_norm_sum;
     py::object norm_max;
+    py::object output_max;
 };
 
 std::size_t saliency(const GatedArguments &arguments,
@@ -48,7 +49,8 @@ std::size_t saliency(const GatedArguments &arguments,
                               Buffer(sum_arguments.gate_sum, "gate_sum", Access::write),
                               Buffer(sum_arguments.norm_sum, "norm_sum", Access::write),
                               Buffer(sum_arguments.gate_norm_sum, "gate_norm_sum", Access::write),
-                              Buffer(sum_arguments.norm_max, "norm_max", Access::write)};
+                              Buffer(sum_arguments.norm_max, "norm_max", Access::write),
+                              Buffer(sum_arguments.output_max, "output_max", Access::write)};
     for (const Buffer &buffer : buffers) {
         for (const Buffer *input : {&arguments.rows, &arguments.gates, &sources}) {
             buffer.require_disjoint_from(*input);
@@ -63,6 +65,7 @@ std::size_t saliency(const GatedArguments &arguments,
                             buffers[2].array<double>(num_sources),
                             buffers[3].array<double>(num_sources),
                             buffers[4].array<double>(num_sources),
+                            buffers[5].array<double>(num_sources),
                             num_sources};
     const std::int32_t *source_of_row = sources.array<std::int32_t>(arguments.gated.n);
     const py::gil_scoped_release released;
@@ -101,15 +104,16 @@ void bind_experts(py::module_ &module) {
     module.def(
         "saliency",
         [](Object rows, Text dtype, Object gates, Object sources, Object tokens, Object gate_sum,
-           Object norm_sum, Object gate_norm_sum, Object norm_max, Object dim, Object threads,
-           Text isa) {
+           Object norm_sum, Object gate_norm_sum, Object norm_max, Object output_max, Object dim,
+           Object threads, Text isa) {
             const Execution execution = to_execution(threads, isa);
             return saliency(to_gated(rows, dtype, gates, dim), sources,
-                            {tokens, gate_sum, norm_sum, gate_norm_sum, norm_max}, execution);
+                            {tokens, gate_sum, norm_sum, gate_norm_sum, norm_max, output_max},
+                            execution);
         },
         arg("rows"), arg("dtype"), arg("gates"), arg("sources"), arg("tokens"), arg("gate_sum"),
-        arg("norm_sum"), arg("gate_norm_sum"), arg("norm_max"), arg("dim"), arg("threads") = 0,
-        arg("isa") = "auto");
+        arg("norm_sum"), arg("gate_norm_sum"), arg("norm_max"), arg("output_max"), arg("dim"),
+        arg("threads") = 0, arg("isa") = "auto");
 
     module.def(
         "combine",

@@ -1,5 +1,6 @@
 // The sums behind REAP (Lasby et al., arXiv 2510.13999, eq. 9): for the rows that the router sent to
-// one expert, tokens, gate weights g, norms ||f||, and g * ||f||, per calibration source.
+// one expert, tokens, gate weights g, norms ||f||, and g * ||f||, per calibration source. Beside them
+// the largest norm and the largest |element| (Su et al., arXiv 2507.23279).
 #pragma once
 
 #include "fp8.hpp"
@@ -26,6 +27,7 @@ struct SaliencySums {
     double *norm_sum = nullptr;
     double *gate_norm_sum = nullptr;
     double *norm_max = nullptr;
+    double *output_max = nullptr;
     std::size_t num_sources = 0;
 };
 

@@ -23,15 +23,18 @@ REAP_STREAM_AVX2 inline __m256 load_eight(const std::uint8_t *row, std::size_t i
 }
 
 template <DType dtype>
-REAP_STREAM_AVX2 double sum_avx2(const std::uint8_t *row, std::size_t dim) {
+REAP_STREAM_AVX2 RowSize measure_avx2(const std::uint8_t *row, std::size_t dim) {
     __m256d sums[kLanes / 4];
     for (__m256d &sum : sums) {
         sum = _mm256_setzero_pd();
     }
+    const __m256 sign = _mm256_set1_ps(-0.0F);
+    __m256 largest = _mm256_setzero_ps();
     std::size_t i = 0;
     for (; i + kLanes <= dim; i += kLanes) {
         for (std::size_t k = 0; k < kLanes / 8; ++k) {
             const __m256 values = load_eight<dtype>(row, i + 8 * k);
+            largest = _mm256_max_ps(largest, _mm256_andnot_ps(sign, values));
             const __m256d low = _mm256_cvtps_pd(_mm256_castps256_ps128(values));
             const __m256d high = _mm256_cvtps_pd(_mm256_extractf128_ps(values, 1));
             sums[2 * k] = _mm256_fmadd_pd(low, low, sums[2 * k]);
@@ -42,8 +45,9 @@ REAP_STREAM_AVX2 double sum_avx2(const std::uint8_t *row, std::size_t dim) {
     for (std::size_t k = 0; k < kLanes / 4; ++k) {
         _mm256_storeu_pd(lanes + 4 * k, sums[k]);
     }
-    add_squares<dtype>(lanes, row, i, dim);
-    return add_lanes(lanes);
+    float eight[8];
+    _mm256_storeu_ps(eight, largest);
+    return finish_row<dtype>(lanes, *std::max_element(eight, eight + 8), row, i, dim);
 }
 
 template <DType dtype>
@@ -60,15 +64,17 @@ REAP_STREAM_AVX512 inline __m512 load_sixteen(const std::uint8_t *row, std::size
 }
 
 template <DType dtype>
-REAP_STREAM_AVX512 double sum_avx512(const std::uint8_t *row, std::size_t dim) {
+REAP_STREAM_AVX512 RowSize measure_avx512(const std::uint8_t *row, std::size_t dim) {
     __m512d sums[kLanes / 8];
     for (__m512d &sum : sums) {
         sum = _mm512_setzero_pd();
     }
+    __m512 largest = _mm512_setzero_ps();
     std::size_t i = 0;
     for (; i + kLanes <= dim; i += kLanes) {
         for (std::size_t k = 0; k < kLanes / 16; ++k) {
             const __m512 values = load_sixteen<dtype>(row, i + 16 * k);
+            largest = _mm512_max_ps(largest, _mm512_abs_ps(values));
             const __m512d low = _mm512_cvtps_pd(_mm512_castps512_ps256(values));
             const __m512d high = _mm512_cvtps_pd(_mm512_extractf32x8_ps(values, 1));
             sums[2 * k] = _mm512_fmadd_pd(low, low, sums[2 * k]);
@@ -79,34 +85,33 @@ REAP_STREAM_AVX512 double sum_avx512(const std::uint8_t *row, std::size_t dim) {
     for (std::size_t k = 0; k < kLanes / 8; ++k) {
         _mm512_storeu_pd(lanes + 8 * k, sums[k]);
     }
-    add_squares<dtype>(lanes, row, i, dim);
-    return add_lanes(lanes);
+    return finish_row<dtype>(lanes, _mm512_reduce_max_ps(largest), row, i, dim);
 }
 
 } // namespace
 
-SumOfSquares sum_of_squares_avx2(DType dtype) {
+MeasureRow measure_row_avx2(DType dtype) {
     switch (dtype) {
         case DType::bf16:
-            return sum_avx2<DType::bf16>;
+            return measure_avx2<DType::bf16>;
         case DType::f16:
-            return sum_avx2<DType::f16>;
+            return measure_avx2<DType::f16>;
         case DType::f32:
             break;
     }
-    return sum_avx2<DType::f32>;
+    return measure_avx2<DType::f32>;
 }
 
-SumOfSquares sum_of_squares_avx512(DType dtype) {
+MeasureRow measure_row_avx512(DType dtype) {
     switch (dtype) {
         case DType::bf16:
-            return sum_avx512<DType::bf16>;
+            return measure_avx512<DType::bf16>;
         case DType::f16:
-            return sum_avx512<DType::f16>;
+            return measure_avx512<DType::f16>;
         case DType::f32:
             break;
     }
-    return sum_avx512<DType::f32>;
+    return measure_avx512<DType::f32>;
 }
 
 } // namespace reap_stream

@@ -229,6 +229,7 @@ def saliency(
     norm_sum: Buffer,
     gate_norm_sum: Buffer,
     norm_max: Buffer,
+    output_max: Buffer,
     dim: SupportsIndex,
     threads: SupportsIndex = 0,
     isa: _Isa = "auto",
@@ -237,7 +238,8 @@ def saliency(
 
     For each row f with gate weight g and source s: `tokens[s] += 1`, `gate_sum[s] += g`,
     `norm_sum[s] += ||f||`, `gate_norm_sum[s] += g * ||f||`, `norm_max[s] = max(norm_max[s],
-    ||f||)`, all in float64, in the order of the rows.
+    ||f||)`, all in float64, in the order of the rows, and `output_max[s] = max(output_max[s],
+    max |f_i|)`.
 
     Args:
         rows: [n, dim] of `dtype`, the expert's outputs before the gate weight.
@@ -250,6 +252,7 @@ def saliency(
         norm_sum: float64 [S].
         gate_norm_sum: float64 [S].
         norm_max: float64 [S].
+        output_max: float64 [S].
         dim: Elements of a row.
         threads: Threads to use.
         isa: Instruction set to use.

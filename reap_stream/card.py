@@ -21,6 +21,7 @@ _RECODED = {
     "bf16": "bfloat16",
 }
 _PAPER = "https://arxiv.org/abs/2510.13999"
+_SUPER_EXPERTS = "https://arxiv.org/abs/2507.23279"
 
 
 def render_card(model: OpenedModel, variant: Variant, summary: Summary) -> bytes:
@@ -34,7 +35,7 @@ def render_card(model: OpenedModel, variant: Variant, summary: Summary) -> bytes
     architecture, keep = model.architecture, variant.target.keep
     before, after = architecture.total_parameters(), architecture.total_parameters(keep)
     settings, calibration = summary.details["settings"], summary.details["calibration"]
-    name = model.checkpoint.directory.resolve().name
+    name = model.checkpoint.name
     total, top_k = architecture.num_experts, architecture.routing.experts_per_token
     tokens = f", {calibration['tokens']} tokens" if "tokens" in calibration else ""
     sources = ", ".join(f"`{source}`" for source in calibration["sources"])
@@ -54,9 +55,23 @@ def render_card(model: OpenedModel, variant: Variant, summary: Summary) -> bytes
         f"Criterion: {settings['method']} ([REAP]({_PAPER})).",
         f"Calibration: {sources}{tokens}.",
     ]
+    lines += _choice_lines(summary)
     lines += _mtp_lines(model, settings["mtp"])
     lines += ["", "Quality: not evaluated.", ""]
     return "\n".join(lines).encode()
+
+
+def _choice_lines(summary: Summary) -> list[str]:
+    """What bore on the choice of experts beside the criterion."""
+    settings, lines = summary.details["settings"], []
+    weights = settings.get("source_weights", {})
+    if weights:
+        listed = ", ".join(f"`{source}` {weight:g}" for source, weight in weights.items())
+        lines.append(f"Weights of calibration sources (others 1): {listed}.")
+    if settings.get("protect") == "super":
+        count = sum(len(experts) for experts in summary.details["protected"].values())
+        lines.append(f"Kept whatever their score: {count} [super experts]({_SUPER_EXPERTS}).")
+    return lines
 
 
 def _mtp_lines(model: OpenedModel, mtp: str) -> list[str]:

@@ -8,13 +8,20 @@ from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
+from reap_stream.checkpoint.providers import prefetch_files
 from reap_stream.errors import UsageError
-from reap_stream.finishing import check_job, clean_up, findings, open_job, publish_outputs
+from reap_stream.finishing import check_job, clean_up, open_job, publish_outputs, writing_findings
 from reap_stream.model.opened import OpenedModel, open_model
 from reap_stream.mtp_choice import choose_scored_mtp
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.progress import byte_bar
-from reap_stream.pruning import check_config, plan_variants, read_targets, recoded
+from reap_stream.pruning import (
+    check_config,
+    model_chooser,
+    plan_variants,
+    read_targets,
+    recoded,
+)
 from reap_stream.records import Summary, source_record, summarize, versions
 from reap_stream.scoring.saliency import Scores
 from reap_stream.scoring.scores_file import load_scores
@@ -47,24 +54,27 @@ def compact(
     check_job(output.output, model_path, output)
     model = open_model(model_path, trust_remote_code=trust_remote_code)
     scores = load_scores(scores_path)
-    _check_scores(model, scores, scores_path)
+    check_scores(model, scores, scores_path)
     mtp = choose_scored_mtp(model, output.mtp, scores.layers, str(scores_path))
     output = replace(output, mtp=mtp.kind)
     model = recoded(model, output, mtp.kind)
     variants = plan_variants(model, read_targets(model, output), output)
+    chooser = model_chooser(model, scores.sources, choice).knowing(scores.layers)
+    for variant in variants:
+        chooser.check(scores.num_experts, variant.target.keep)
     check_config(model, variants, output.mtp)
     settings = {
         **output.record(),
-        "method": choice.method,
-        "seed": choice.seed,
+        **choice.record(),
         "source": model.checkpoint.fingerprint,
         "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
     }
+    prefetch_files(model.checkpoint.shards)
     with ExitStack() as stack:
         job = stack.enter_context(open_job(output.output, settings, output))
         if job.is_published:
             return clean_up(job, started)
-        outputs = PrunedOutputs(model, variants, job, scores.sources, choice, mtp.kind)
+        outputs = PrunedOutputs(model, variants, job, scores.sources, chooser, mtp.kind)
         stack.enter_context(outputs.committer)
         with byte_bar(sum(variant.plan.total_size for variant in variants)) as bar:
             scored = model.mtp_kept_layers() if mtp.kind == "score" else ()
@@ -80,7 +90,7 @@ def compact(
             "settings": settings,
             "source": source_record(model),
             "calibration": {"sources": list(scores.sources), **scores.metadata},
-            **findings(outputs),
+            **writing_findings(outputs, variants),
             "weights": dict(model.change.counts),
             "mtp": mtp.record(model),
             "serving": serving_record(model, variants, outputs.choices),
@@ -95,7 +105,12 @@ def compact(
     return summary
 
 
-def _check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
+def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
+    """Refuse scores that are not those of a model.
+
+    Raises:
+        UsageError: they are of another model, or lack a layer.
+    """
     architecture = model.architecture
     if scores.model_fingerprint != model.checkpoint.fingerprint:
         message = (

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -16,6 +16,7 @@ from reap_stream.checkpoint.job import (
     stored_settings,
 )
 from reap_stream.checkpoint.publish import publish
+from reap_stream.choice_record import choice_findings
 from reap_stream.errors import OutputError
 from reap_stream.model.opened import OpenedModel
 from reap_stream.outputs import PrunedOutputs
@@ -48,6 +49,12 @@ def findings(finished: Finished) -> dict[str, Any]:
         "unreached_experts": unreached_experts(finished.done),
         "non_finite_outputs": lost,
     }
+
+
+def writing_findings(outputs: PrunedOutputs, variants: Sequence[Variant]) -> dict[str, Any]:
+    """`findings` of a job that chose experts, and what is to say of the choice."""
+    keeps = [variant.target.keep for variant in variants]
+    return {**findings(outputs), **choice_findings(outputs.chooser, outputs.stored, keeps)}
 
 
 def open_job(path: Path, settings: Mapping[str, Any], output: OutputSettings) -> Job:

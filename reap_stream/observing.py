@@ -9,8 +9,9 @@ import numpy as np
 
 from reap_stream.checkpoint.job import Job
 from reap_stream.checkpoint.refs import TensorRef
+from reap_stream.model.opened import OpenedModel
 from reap_stream.scoring.saliency import LayerStats, Scores
-from reap_stream.scoring.scores_file import load_scores, save_scores
+from reap_stream.stored_scores import StoredScores
 
 
 class ScoreSink:
@@ -18,25 +19,19 @@ class ScoreSink:
 
     Args:
         job: where they are kept.
+        model: the source.
         sources: labels of the calibration sources.
-        num_experts: experts of each layer.
-        fingerprint: of the source.
     """
 
-    def __init__(
-        self, job: Job, sources: tuple[str, ...], num_experts: int, fingerprint: str
-    ) -> None:
+    def __init__(self, job: Job, model: OpenedModel, sources: tuple[str, ...]) -> None:
         self._job = job
-        self._sources = sources
-        self._num_experts = num_experts
-        self._fingerprint = fingerprint
-        self.done: dict[int, LayerStats | None] = {}
-        self.non_finite: dict[int, int] = {}
+        self._stored = StoredScores(job, model, sources)
+        self.done = self._stored.done
+        self.non_finite = self._stored.non_finite
         for entry in job.entries:
-            index = int(entry["layer"])
-            self.non_finite[index] = int(entry["non_finite"])
-            path = job.path("layers", f"{index}.safetensors")
-            self.done[index] = load_scores(path).layers[index] if entry["scored"] else None
+            self._stored.take_up(
+                int(entry["layer"]), scored=entry["scored"], non_finite=int(entry["non_finite"])
+            )
 
     def is_done(self, index: int) -> bool:
         """Whether the layer's statistics are on the disk."""
@@ -54,13 +49,9 @@ class ScoreSink:
     ) -> None:
         """Saves a layer's statistics and journals it."""
         del resident
-        if stats is not None:
-            path = self._job.path("layers", f"{index}.safetensors")
-            save_scores(path, self._scores({index: stats}, {}))
+        self._stored.keep(index, stats, non_finite)
         entry = {"layer": index, "scored": stats is not None, "non_finite": non_finite}
         self._job.append({"step": "layer", **entry})
-        self.done[index] = stats
-        self.non_finite[index] = non_finite
 
     def kept(self, index: int) -> tuple[int, ...]:
         """Observing chooses nothing."""
@@ -71,8 +62,4 @@ class ScoreSink:
 
     def scores(self, metadata: Mapping[str, str]) -> Scores:
         """The statistics of all layers."""
-        layers = {i: stats for i, stats in sorted(self.done.items()) if stats is not None}
-        return self._scores(layers, metadata)
-
-    def _scores(self, layers: dict[int, LayerStats], metadata: Mapping[str, str]) -> Scores:
-        return Scores(layers, self._sources, self._num_experts, self._fingerprint, dict(metadata))
+        return self._stored.scores(metadata)

@@ -1,7 +1,8 @@
 """The pruned checkpoints of one job while they are written: one for each target.
 
 Tensors come in as the pass reads them. What does not depend on scores is written at once; what
-does (experts, router rows) once the layer is scored; everything no layer touches at the end.
+does (experts, router rows) once the layer is scored, or, where some are protected by what all
+layers did, after the pass; everything no layer touches at the end.
 """
 
 from __future__ import annotations
@@ -27,10 +28,9 @@ from reap_stream.pruning import (
     open_writers,
     with_mtp,
 )
-from reap_stream.scoring.saliency import LayerStats, Scores, expert_scores
-from reap_stream.scoring.scores_file import load_scores, save_scores
-from reap_stream.scoring.selection import select
-from reap_stream.settings import ChoiceSettings
+from reap_stream.scoring.choosing import Chooser
+from reap_stream.scoring.saliency import LayerStats, Scores
+from reap_stream.stored_scores import StoredScores
 
 Resident = Callable[[TensorRef], "np.ndarray[Any, Any] | None"]
 
@@ -43,7 +43,8 @@ class PrunedOutputs:
         variants: what is to be written.
         job: where it is written until it is published.
         sources: labels of the calibration sources.
-        choice: how experts are chosen from their statistics.
+        chooser: chooses experts by their statistics; if it does not know yet which are protected,
+            experts are written after the last layer, from the source.
         mtp: what happens to next-token-prediction layers.
     """
 
@@ -53,7 +54,7 @@ class PrunedOutputs:
         variants: list[Variant],
         job: Job,
         sources: tuple[str, ...],
-        choice: ChoiceSettings,
+        chooser: Chooser,
         mtp: str | None = "match",
     ) -> None:
         self.written_nbytes = 0
@@ -61,7 +62,10 @@ class PrunedOutputs:
         self._model = model
         self._variants = variants
         self._job = job
-        self._sources = sources
+        self.chooser = chooser
+        self.stored = StoredScores(job, model, sources)
+        self.done = self.stored.done
+        self.non_finite = self.stored.non_finite
         # A run stopped before its first layer may have stopped while taking room: take it anew.
         self._writers = open_writers(model, variants, job.path("out"), resume=bool(job.entries))
         self.committer = Committer(job, self._writers)
@@ -69,29 +73,23 @@ class PrunedOutputs:
         self._held: dict[str, np.ndarray[Any, Any]] = {}
         self._whole: list[str] = []
         self._whole_done: set[str] = set()
-        self._choice = choice
         self._mtp = mtp
-        self._groups = model.architecture.routing.groups
-        self.done: dict[int, LayerStats | None] = {}
-        self.non_finite: dict[int, int] = {}
         self._rest_done = False
         for entry in job.entries:
             self._take_up(entry)
 
     def _take_up(self, entry: Mapping[str, Any]) -> None:
         """Learns from a line of the journal what an earlier run finished."""
-        self._rest_done = self._rest_done or entry["step"] == "rest"
-        if entry["step"] != "layer":
+        if entry["step"] == "rest":
+            self._rest_done = True
             return
         index = int(entry["layer"])
-        self._whole_done.update(entry["whole"])
-        self.non_finite[index] = int(entry["non_finite"])
-        if not entry["kept"]:
-            self.done[index] = None
-            return
-        self.done[index] = load_scores(self._scores_path(index)).layers[index]
-        for variant, kept in zip(self._variants, self._kept, strict=True):
-            kept[index] = tuple(entry["kept"][str(variant.target.keep)])
+        if entry["step"] == "layer":
+            self._whole_done.update(entry["whole"])
+            self.stored.take_up(index, scored=entry["scored"], non_finite=int(entry["non_finite"]))
+        if entry["kept"]:
+            for variant, kept in zip(self._variants, self._kept, strict=True):
+                kept[index] = tuple(entry["kept"][str(variant.target.keep)])
 
     def is_done(self, index: int) -> bool:
         """Whether the layer is written."""
@@ -154,19 +152,15 @@ class PrunedOutputs:
             resident: gives bytes that are in memory, None for others.
             non_finite: expert outputs that were left out of `stats`.
         """
-        entry = {} if stats is None else self._write_experts(index, stats, resident)
+        self.stored.keep(index, stats, non_finite)
+        kept = {}
+        if stats is not None and self.chooser.protected is not None:
+            kept = self._write_experts(index, stats, resident)
         self._held.clear()
         self._whole_done.update(self._whole)
-        self.done[index] = stats
-        self.non_finite[index] = non_finite
+        entry = {"kept": kept, "whole": self._whole, "non_finite": non_finite}
         self.committer.commit(
-            {
-                "step": "layer",
-                "layer": index,
-                "kept": entry,
-                "whole": self._whole,
-                "non_finite": non_finite,
-            }
+            {"step": "layer", "layer": index, "scored": stats is not None, **entry}
         )
         self._whole = []
 
@@ -177,17 +171,33 @@ class PrunedOutputs:
             held = self._held.get(ref.name)
             return resident(ref) if held is None else held
 
-        save_scores(self._scores_path(index), self._scores({index: stats}, {}))
         entry: dict[str, list[int]] = {}
         for variant, writer, kept in zip(self._variants, self._writers, self._kept, strict=True):
-            scores = expert_scores(stats, self._choice.method, self._choice.seed, index)
-            kept[index] = select(scores, variant.target.keep, self._groups)
+            kept[index] = self.chooser.choose(index, stats, variant.target.keep)
             entry[str(variant.target.keep)] = list(kept[index])
             self._count(writer.write_layer(index, kept, bytes_of))
         return entry
 
+    def finish_experts(self) -> None:
+        """Writes the experts of layers whose choice had to wait for all of them.
+
+        Raises:
+            UsageError: more experts are protected than there are places.
+        """
+        if self.chooser.protected is not None:
+            return
+        layers = self.stored.layers
+        self.chooser = self.chooser.knowing(layers)
+        for variant in self._variants:
+            self.chooser.check(self._model.architecture.num_experts, variant.target.keep)
+        for index, stats in layers.items():
+            if index not in self._kept[0]:
+                kept = self._write_experts(index, stats, lambda _: None)
+                self.committer.commit({"step": "experts", "layer": index, "kept": kept})
+
     def finish_rest(self) -> None:
         """Writes what no layer of the pass touched: embeddings, head, MTP layers, other parts."""
+        self.finish_experts()
         if self._rest_done:
             return
         mtp = self._model.mtp_kept_layers()
@@ -212,7 +222,7 @@ class PrunedOutputs:
         """
         scored = self._model.mtp_kept_layers() if self._mtp == "score" else ()
         wanted = [*self._model.architecture.moe_layers, *scored]
-        missing = [index for index in wanted if self.done.get(index) is None]
+        missing = [index for index in wanted if any(index not in kept for kept in self._kept)]
         if missing or not self._rest_done:
             message = (
                 f"{self._job.directory}: layers {missing} were not written, nothing is published; "
@@ -222,13 +232,7 @@ class PrunedOutputs:
 
     def scores(self, metadata: Mapping[str, str]) -> Scores:
         """The statistics of all layers."""
-        layers = {i: stats for i, stats in sorted(self.done.items()) if stats is not None}
-        return self._scores(layers, metadata)
-
-    def _scores(self, layers: dict[int, LayerStats], metadata: Mapping[str, str]) -> Scores:
-        num_experts = self._model.architecture.num_experts
-        fingerprint = self._model.checkpoint.fingerprint
-        return Scores(layers, self._sources, num_experts, fingerprint, dict(metadata))
+        return self.stored.scores(metadata)
 
     def write_documents(
         self, documents: Callable[[Variant], Mapping[str, bytes]], mtp: str | None
@@ -249,6 +253,3 @@ class PrunedOutputs:
                 config_text(self._model, kept, variant.target.keep, mtp),
                 {KEPT_FILE: kept_document(self._model, kept), **documents(variant)},
             )
-
-    def _scores_path(self, index: int) -> Path:
-        return self._job.path("layers", f"{index}.safetensors")

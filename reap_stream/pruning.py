@@ -18,8 +18,9 @@ from reap_stream.checkpoint.publish import carried_files, side_file_chunks
 from reap_stream.checkpoint.refs import WHOLE, Role
 from reap_stream.model.opened import OpenedModel
 from reap_stream.recoding.recode import recode
+from reap_stream.scoring.choosing import Chooser, new_chooser
 from reap_stream.scoring.selection import Target, check_routing, parse_targets
-from reap_stream.settings import OutputSettings
+from reap_stream.settings import ChoiceSettings, OutputSettings
 from reap_stream.verification import SourceFacts
 
 SCORES_FILE = "reap/scores.safetensors"
@@ -55,6 +56,16 @@ def read_targets(model: OpenedModel, output: OutputSettings) -> list[Target]:
     for target in targets:
         check_routing(target.keep, routing.experts_per_token, routing.groups, routing.topk_groups)
     return targets
+
+
+def model_chooser(model: OpenedModel, sources: Sequence[str], choice: ChoiceSettings) -> Chooser:
+    """What chooses the experts of a model's layers, which are still to be scored.
+
+    Raises:
+        UsageError: weights of sources that there are not, or no such kind of protection.
+    """
+    groups, num_layers = model.architecture.routing.groups, model.architecture.num_layers
+    return new_chooser(sources, choice, groups=groups, num_layers=num_layers)
 
 
 def source_facts(model: OpenedModel, mtp: str | None) -> SourceFacts:

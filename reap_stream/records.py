@@ -6,10 +6,11 @@ import json
 import platform
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from reap_stream.choice_record import choice_notes
 from reap_stream.model.opened import OpenedModel
 from reap_stream.preparation import Preparation
 from reap_stream.resident import gib, peak_device_nbytes, peak_resident_nbytes
@@ -65,6 +66,7 @@ class Summary:
                     f"keep {keep}: the largest static activation scale went with its expert in "
                     f"{len(changed)} places (listed in reap/run.json)"
                 )
+        notes.extend(choice_notes(self.details))
         lost = sum(self.details.get("non_finite_outputs", {}).values())
         if lost:
             notes.append(f"{lost} expert outputs were not finite and were left out of the scores")
@@ -110,6 +112,7 @@ def run_details(ready: Preparation, settings: Mapping[str, Any]) -> dict[str, An
             "rows": len(corpus.rows),
             "tokens": corpus.num_tokens,
             "sha256": corpus.sha256,
+            "origins": [origin.record() for origin in corpus.origins],
             "notes": list(corpus.notes),
         },
         "mtp": ready.mtp.record(ready.model),
@@ -124,7 +127,10 @@ def run_details(ready: Preparation, settings: Mapping[str, Any]) -> dict[str, An
 
 def source_record(model: OpenedModel) -> dict[str, Any]:
     """What identifies the source."""
+    origin = model.checkpoint.origin
+    known = {} if origin is None else asdict(origin)
     return {
+        **known,
         "path": str(model.checkpoint.directory),
         "fingerprint": model.checkpoint.fingerprint,
         "architecture": model.architecture.name,

@@ -56,6 +56,8 @@ def test_the_device_decides_as_the_cpu_does(memory, family_id, tiny, calibration
     assert kept(found, groups) == kept(expected, groups)
     for layer, stats in expected.stats.items():
         np.testing.assert_array_equal(found.stats[layer].tokens, stats.tokens)
+        np.testing.assert_array_equal(found.stats[layer].odd.tokens, stats.odd.tokens)
+        np.testing.assert_allclose(found.stats[layer].output_max, stats.output_max, rtol=1e-3)
         mine, theirs = (expert_scores(s, "reap", 0, layer) for s in (found.stats[layer], stats))
         np.testing.assert_allclose(mine, theirs, rtol=1e-4)
     for got, wanted in zip(found.states, expected.states, strict=True):

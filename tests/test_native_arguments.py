@@ -24,7 +24,8 @@ SHARED = np.zeros(72, np.uint8)
 DECODE = {"src": CODES, "scale": SCALE, "out": OUT, **SHAPE, "out_dtype": "bf16"}
 ENCODE = {"src": F32, "src_dtype": "f32", "scale": SCALE, "out": np.zeros(24, np.uint8), **SHAPE}
 ABSMAX = {"src": F32, "src_dtype": "f32", "out": np.zeros((2, 2), np.float32), **SHAPE}
-SUMS = {name: np.zeros(3) for name in ("gate_sum", "norm_sum", "gate_norm_sum", "norm_max")}
+SUM_NAMES = ("gate_sum", "norm_sum", "gate_norm_sum", "norm_max", "output_max")
+SUMS = {name: np.zeros(3) for name in SUM_NAMES}
 SALIENCY = {
     "rows": F32,
     "dtype": "f32",
@@ -115,6 +116,8 @@ REFUSED = [
     ("saliency", {"tokens": np.zeros(3)}, ValueError, "format 'd' where 64-bit integers"),
     ("saliency", {"norm_sum": np.zeros(2)}, ValueError, "norm_sum has 2 items where 3"),
     ("saliency", {"norm_max": SUMS["norm_sum"]}, ValueError, "overlap in memory"),
+    ("saliency", {"output_max": SUMS["norm_max"]}, ValueError, "overlap in memory"),
+    ("saliency", {"output_max": np.zeros(2)}, ValueError, "output_max has 2 items where 3"),
     ("saliency", {"gates": np.ones(4)}, ValueError, "gates has items of 8 bytes"),
     (
         "combine",

@@ -14,7 +14,7 @@ ISAS = _native.available_isas()
 TORCH_DTYPES = {"bf16": torch.bfloat16, "f16": torch.float16, "f32": torch.float32}
 DTYPES = list(TORCH_DTYPES)
 DIMS = [1, 7, 8, 16, 31, 32, 33, 64, 100, 2051]
-NAMES = ("tokens", "gate_sum", "norm_sum", "gate_norm_sum", "norm_max")
+NAMES = ("tokens", "gate_sum", "norm_sum", "gate_norm_sum", "norm_max", "output_max")
 
 
 def make_rows(n, dim, dtype, seed=0):
@@ -31,7 +31,7 @@ def make_gates(n, seed=1):
 
 
 def zero_sums(num_sources):
-    return [np.zeros(num_sources, np.int64), *(np.zeros(num_sources) for _ in range(4))]
+    return [np.zeros(num_sources, np.int64), *(np.zeros(num_sources) for _ in range(5))]
 
 
 def saliency(rows, dtype, gates, sources, sums, **options):
@@ -48,6 +48,7 @@ def naive_saliency(rows, gates, sources, num_sources):
         for total, term in zip(sums, (1, gate, norm, gate * norm), strict=False):
             total[source] += term
         sums[4][source] = max(sums[4][source], norm)
+        sums[5][source] = max(sums[5][source], np.abs(row).max())
     return sums
 
 

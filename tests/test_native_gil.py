@@ -49,7 +49,7 @@ def slow_calls(directory):
     n = 1024
     codes, words = np.zeros((n, n), np.uint8), np.zeros((n, n), np.uint16)
     values, ones = np.zeros((n, n), np.float32), np.ones((n, 1), np.float32)
-    sums = [np.zeros(1, np.int64), *(np.zeros(1) for _ in range(4))]
+    sums = [np.zeros(1, np.int64), *(np.zeros(1) for _ in range(5))]
     path, other = directory / "file", directory / "other"
     path.write_bytes(bytes(values.nbytes))
     other.write_bytes(b"")

@@ -32,6 +32,7 @@ MODES = {
     "pruned": ["--propagate", "pruned"],
     "pruned-snapshots": ["--propagate", "pruned", "--snapshot-minutes", "0"],
     "several": ["--keep", "4,6", "--snapshot-minutes", "0"],
+    "protected": ["--keep", "4,6", "--protect", "super", "--snapshot-minutes", "0"],
     "fp8": ["--weights", "fp8", "--snapshot-minutes", "0"],
     "bf16": ["--weights", "bf16", "--keep", "4,6"],
 }
@@ -101,6 +102,7 @@ def sweep(make_arguments, tmp_path, stride, dense_end=0):
         ("pruned", 13, 0),
         ("pruned-snapshots", 11, 0),
         ("several", 23, 0),
+        ("protected", 19, 0),
         ("fp8", 29, 0),
         ("bf16", 37, 0),
     ],
@@ -197,10 +199,13 @@ def stopped(tiny, calibration, tmp_path):
         ("--batch-tokens", "24", "batch_tokens was 72, is 24"),
         ("--compute-dtype", "bfloat16", "compute_dtype was .*float32.*, is .*bfloat16"),
         ("--sequence-length", "8", "calibration_sha256 was"),
+        ("--protect", "super", "protect was .*none.*, is .*super"),
+        ("--source-weights", "FIRST=2", r"source_weights was \{\}, is .*rows-0\.npy"),
     ],
 )
 def test_other_settings_are_refused_by_name(option, value, name, stopped, capsys):
     arguments, output = stopped
+    value = value.replace("FIRST", arguments[arguments.index("--calibration") + 1])
     changed = [*arguments, "--resume"]
     if option in changed:
         changed[changed.index(option) + 1] = value

@@ -12,13 +12,15 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 
 from reap_stream.errors import CalibrationError, OutputError, UsageError
+from reap_stream.scoring.merging import merge_scores
 from reap_stream.scoring.saliency import (
     METHODS,
+    OPTIONAL_STATISTICS,
     STATISTICS,
+    SUMS,
     LayerStats,
     Scores,
     expert_scores,
-    merge_scores,
     unreached,
 )
 from reap_stream.scoring.scores_file import load_scores, save_scores
@@ -29,10 +31,16 @@ EXPERTS = 5
 def make_stats(rng, sources, experts=EXPERTS):
     """Whole numbers, so that sums are exact in any order; expert 0 is never reached."""
     stats = LayerStats.zeros(sources, experts)
-    for name in STATISTICS:
-        getattr(stats, name)[:] = rng.integers(1, 1000, (sources, experts))
-        getattr(stats, name)[:, 0] = 0
+    for name, array in stats.arrays().items():
+        # Half of the rows send an expert fewer tokens than all do.
+        array[:] = rng.integers(1, 500, array.shape) + 500 * (not name.startswith("odd."))
+        array[:, 0] = 0
     return stats
+
+
+def without(stats, *names):
+    """The statistics as earlier versions took them."""
+    return LayerStats.of_arrays({k: v for k, v in stats.arrays().items() if k not in names})
 
 
 def make_scores(seed, sources=("a.jsonl:4", "builtin"), numbers=(1, 2, 10), **changes):
@@ -49,10 +57,10 @@ def make_scores(seed, sources=("a.jsonl:4", "builtin"), numbers=(1, 2, 10), **ch
 
 def by_label(scores):
     return {
-        (layer, label, name): getattr(stats, name)[row].tolist()
+        (layer, label, name): array[row].tolist()
         for layer, stats in scores.layers.items()
         for row, label in enumerate(scores.sources)
-        for name in STATISTICS
+        for name, array in stats.arrays().items()
     }
 
 
@@ -116,15 +124,17 @@ def test_add_takes_the_larger_maximum():
     rng = np.random.default_rng(0)
     left, right = make_stats(rng, 2), make_stats(rng, 2)
     want = {
-        name: [getattr(left, name).tolist(), getattr(right, name).tolist()] for name in STATISTICS
+        name: [array.tolist(), right.arrays()[name].tolist()]
+        for name, array in left.arrays().items()
     }
+    assert want.keys() == {*STATISTICS, *OPTIONAL_STATISTICS}
     left.add(right)
     for name, pair in want.items():
-        combine = max if name == "norm_max" else lambda a, b: a + b
+        combine = max if name.endswith("_max") else lambda a, b: a + b
         expected = [
             [combine(a, b) for a, b in zip(*rows, strict=True)] for rows in zip(*pair, strict=True)
         ]
-        assert getattr(left, name).tolist() == expected
+        assert left.arrays()[name].tolist() == expected
     with pytest.raises(CalibrationError, match=r"\[1, 5\] cannot be added to \[2, 5\]"):
         left.add(make_stats(rng, 1))
 
@@ -142,8 +152,31 @@ def test_merge_is_associative_and_commutative(labels):
     # Against the definition: each label's rows of all runs, summed.
     for (layer, label, name), row in by_label(whole).items():
         rows = [by_label(run)[layer, label, name] for run in (a, b, c) if label in run.sources]
-        combine = max if name == "norm_max" else sum
+        combine = max if name.endswith("_max") else sum
         assert row == [combine(column) for column in zip(*rows, strict=True)]
+
+
+@given(st.permutations([(), ("output_max",), tuple(n for n in OPTIONAL_STATISTICS)]))
+def test_merge_keeps_later_statistics_where_all_have_them(lacking):
+    runs = [make_scores(seed, sources=("a",), numbers=(3,)) for seed in range(3)]
+    for run, names in zip(runs, lacking, strict=True):
+        run.layers[3] = without(run.layers[3], *names)
+    pair, every = merge_scores(runs[:2]).layers[3], merge_scores(runs).layers[3]
+    gone = {name for names in lacking[:2] for name in names}
+    assert pair.arrays().keys() == {*STATISTICS, *OPTIONAL_STATISTICS} - gone
+    assert every.arrays().keys() == {*STATISTICS}
+    assert (pair.odd is None, pair.output_max is None) == ("odd.tokens" in gone, bool(gone))
+    assert pair.tokens.tolist() == sum(run.layers[3].tokens for run in runs[:2]).tolist()
+
+
+def test_the_halves_add_up():
+    stats = make_stats(np.random.default_rng(3), 2)
+    even, odd = stats.halves()
+    for name in SUMS:
+        np.testing.assert_array_equal(
+            getattr(even, name) + getattr(odd, name), getattr(stats, name)
+        )
+    assert without(stats, *OPTIONAL_STATISTICS).halves() is None
 
 
 def test_merge_keeps_what_metadata_agree_on_and_inputs_whole():
@@ -197,12 +230,13 @@ def test_safetensors_library_reads_the_file(tmp_path):
         assert json.loads(file.metadata()["sources"]) == ["a.jsonl:4", "builtin"]
         assert file.metadata()["format_version"] == "1"
         assert file.metadata()["model_fingerprint"] == "abc"
-        assert set(file.keys()) == {f"layers.{n}.{s}" for n in (1, 2, 10) for s in STATISTICS}
+        every = {**STATISTICS, **OPTIONAL_STATISTICS}
+        assert set(file.keys()) == {f"layers.{n}.{s}" for n in (1, 2, 10) for s in every}
         for layer, stats in scores.layers.items():
-            for name, dtype in STATISTICS.items():
+            for name, dtype in every.items():
                 tensor = file.get_tensor(f"layers.{layer}.{name}")
                 assert tensor.dtype == dtype
-                np.testing.assert_array_equal(tensor, getattr(stats, name))
+                np.testing.assert_array_equal(tensor, stats.arrays()[name])
 
 
 def library_file(path, *, drop=(), metadata=None, **tensors):
@@ -214,12 +248,17 @@ def library_file(path, *, drop=(), metadata=None, **tensors):
     save_file({k: v for k, v in arrays.items() if k not in drop}, path, meta)
 
 
-def test_a_file_of_the_library_is_read(tmp_path):
+def test_a_file_of_an_earlier_version_is_read(tmp_path):
     library_file(tmp_path / "s")
-    assert load_scores(tmp_path / "s").layers[0].shape == (1, 3)
+    stats = load_scores(tmp_path / "s").layers[0]
+    assert stats.shape == (1, 3)
+    assert stats.output_max is None
+    assert stats.odd is None
+    save_scores(tmp_path / "again", load_scores(tmp_path / "s"))
+    assert load_scores(tmp_path / "again").layers[0].arrays().keys() == {*STATISTICS}
 
 
-F64 = np.float64
+ODD = {f"layers__0__odd__{name}": np.ones((1, 3), dtype) for name, dtype in SUMS.items()}
 
 
 @pytest.mark.parametrize(
@@ -244,6 +283,14 @@ F64 = np.float64
         ({"layers__0__gate_norm_sum": np.array([[1, 1, np.inf]])}, "expert 2 is inf"),
         ({"layers__0__norm_max": np.array([[-1.0, 1, 1]])}, "norm_max"),
         ({"layers__0__tokens": np.array([[0, 1, 1]])}, "expert 0 is 1"),
+        ({"layers__0__output_max": np.array([[1, -1.0, 1]])}, "output_max.*expert 1 is -1"),
+        ({"layers__0__output_max": np.ones((1, 3), np.int64)}, "I64"),
+        ({"layers__0__odd__gate_sum": np.ones((1, 3))}, r"layers\.0\.odd\.tokens is missing"),
+        ({**ODD, "layers__0__odd__norm_max": np.ones((1, 3))}, r"'layers\.0\.odd\.norm_max'"),
+        ({**ODD, "layers__0__odd__odd__tokens": np.ones((1, 3))}, r"odd\.odd"),
+        ({**ODD, "layers__0__odd__tokens": np.array([[1, 2, 1]])}, "odd.tokens.*expert 1 is 2"),
+        ({**ODD, "layers__0__odd__norm_sum": np.array([[1, 1, np.inf]])}, "expert 2 is inf"),
+        ({**ODD, "layers__0__odd__tokens": np.array([[1, 0, 1]])}, "odd.gate_sum.*expert 1 is 1"),
     ],
 )
 def test_load_refuses(tmp_path, faults, match):

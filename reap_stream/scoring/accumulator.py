@@ -1,25 +1,27 @@
 """Running sums of what the experts of one layer did, in float64, by calibration source.
 
 On the CPU the extension sums straight from the outputs; on other devices torch does, and the sums
-stay there until the layer is done, so that no batch waits for them.
+stay there until the layer is done, so that no batch waits for them. Every source has a cell for each
+half of its rows.
 """
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
 
 from reap_stream import _native
-from reap_stream.scoring.saliency import LayerStats
+from reap_stream.scoring.halves import HALVES
+from reap_stream.scoring.saliency import MAXIMA, SUMS, LayerStats
 
 _NATIVE_TAGS: Final[dict[torch.dtype, Literal["bf16", "f16", "f32"]]] = {
     torch.bfloat16: "bf16",
     torch.float16: "f16",
     torch.float32: "f32",
 }
-_FIELDS = ("gate_sum", "norm_sum", "gate_norm_sum", "norm_max")
+_FIELDS = ("gate_sum", "norm_sum", "gate_norm_sum", *MAXIMA)
 
 
 class SaliencyAccumulator:
@@ -32,17 +34,13 @@ class SaliencyAccumulator:
     """
 
     def __init__(self, num_experts: int, num_sources: int, device: torch.device) -> None:
-        self._shape = (num_experts, num_sources)
+        self._shape = (num_experts, HALVES * num_sources)
         self._tokens = np.zeros(self._shape, dtype=np.int64)
         self._sums = {name: np.zeros(self._shape) for name in _FIELDS}
         self._non_finite = 0
         self._on_device = device.type != "cpu"
         if self._on_device:
-            cells = num_experts * num_sources + 1
-            self._cells = {
-                name: torch.zeros(cells, dtype=torch.float64, device=device) for name in _FIELDS
-            }
-            self._counts = torch.zeros(cells, dtype=torch.int64, device=device)
+            self._make_cells(device)
 
     def add(
         self,
@@ -57,7 +55,7 @@ class SaliencyAccumulator:
             experts: the expert of all rows, or int64 [n].
             rows: [n, hidden] outputs before the gate weight.
             gates: float32 [n].
-            sources: int32 [n].
+            sources: int32 [n], `HALVES` * the row's source + its half; see `row_shares`.
         """
         tag = _NATIVE_TAGS.get(rows.dtype)
         if self._on_device or not isinstance(experts, int) or tag is None:
@@ -73,6 +71,7 @@ class SaliencyAccumulator:
             self._sums["norm_sum"][experts],
             self._sums["gate_norm_sum"][experts],
             self._sums["norm_max"][experts],
+            self._sums["output_max"][experts],
             rows.shape[1],
             threads=torch.get_num_threads(),
         )
@@ -97,16 +96,22 @@ class SaliencyAccumulator:
         cells["norm_sum"].index_add_(0, cell, norms)
         cells["gate_norm_sum"].index_add_(0, cell, gate * norms)
         cells["norm_max"].scatter_reduce_(0, cell, norms, "amax")
+        largest = torch.linalg.vector_norm(rows, float("inf"), dim=-1).double()
+        largest = torch.where(finite, largest, 0.0)
+        cells["output_max"].scatter_reduce_(0, cell, largest, "amax")
 
     def _device_cells(self, device: torch.device) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         if not self._on_device:
-            cells = self._shape[0] * self._shape[1] + 1
-            self._cells = {
-                name: torch.zeros(cells, dtype=torch.float64, device=device) for name in _FIELDS
-            }
-            self._counts = torch.zeros(cells, dtype=torch.int64, device=device)
+            self._make_cells(device)
             self._on_device = True
         return self._counts, self._cells
+
+    def _make_cells(self, device: torch.device) -> None:
+        cells = self._shape[0] * self._shape[1] + 1
+        self._cells = {
+            name: torch.zeros(cells, dtype=torch.float64, device=device) for name in _FIELDS
+        }
+        self._counts = torch.zeros(cells, dtype=torch.int64, device=device)
 
     def finish(self) -> tuple[LayerStats, int]:
         """The sums, and how many outputs were not finite.
@@ -114,14 +119,24 @@ class SaliencyAccumulator:
         Returns:
             Statistics of shape [sources, experts], and the count.
         """
-        tokens, sums, lost = self._tokens, self._sums, self._non_finite
+        found: dict[str, np.ndarray[Any, Any]] = {"tokens": self._tokens, **self._sums}
+        lost = self._non_finite
         if self._on_device:
             counts = self._counts.cpu().numpy()
             lost += int(counts[-1])
-            tokens = tokens + counts[:-1].reshape(self._shape)
-            cells = {name: self._cells[name][:-1].cpu().numpy() for name in _FIELDS}
-            both = {name: cells[name].reshape(self._shape) for name in _FIELDS}
-            sums = {name: sums[name] + both[name] for name in _FIELDS if name != "norm_max"}
-            sums["norm_max"] = np.maximum(self._sums["norm_max"], both["norm_max"])
-        by_source = {name: np.ascontiguousarray(values.T) for name, values in sums.items()}
-        return LayerStats(tokens=np.ascontiguousarray(tokens.T), **by_source), lost
+            found["tokens"] = found["tokens"] + counts[:-1].reshape(self._shape)
+            for name in _FIELDS:
+                both = found[name], self._cells[name][:-1].cpu().numpy().reshape(self._shape)
+                found[name] = np.maximum(*both) if name in MAXIMA else np.add(*both)
+        return LayerStats.of_arrays(_by_source(found)), lost
+
+
+def _by_source(found: dict[str, np.ndarray[Any, Any]]) -> dict[str, np.ndarray[Any, Any]]:
+    """From [experts, sources × halves] to the arrays of `LayerStats`, [sources, experts]."""
+    arrays = {}
+    for name, values in found.items():
+        even, odd = (np.ascontiguousarray(values[:, half::HALVES].T) for half in range(HALVES))
+        arrays[name] = np.maximum(even, odd) if name in MAXIMA else even + odd
+        if name in SUMS:
+            arrays[f"odd.{name}"] = odd
+    return arrays

@@ -12,14 +12,14 @@ criterion of `METHODS` follows from one file.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from reap_stream.errors import CalibrationError, UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping
 
     from numpy.typing import NDArray
 
@@ -27,29 +27,20 @@ METHODS = ("reap", "ean", "frequency", "gate", "random")
 
 
 @dataclass(slots=True)
-class LayerStats:
-    """Sums of one MoE layer over routed tokens; every array is [sources, experts].
+class Sums:
+    """What adds up over routed tokens, of one MoE layer; every array is [sources, experts].
 
     Attributes:
         tokens: int64, tokens the router sent to the expert.
         gate_sum: float64, sum of the gate weights g.
         norm_sum: float64, sum of the output norms ||f||.
         gate_norm_sum: float64, sum of g * ||f||.
-        norm_max: float64, largest ||f||.
     """
 
     tokens: NDArray[np.int64]
     gate_sum: NDArray[np.float64]
     norm_sum: NDArray[np.float64]
     gate_norm_sum: NDArray[np.float64]
-    norm_max: NDArray[np.float64]
-
-    @classmethod
-    def zeros(cls, num_sources: int, num_experts: int) -> LayerStats:
-        """Return the statistics of no token at all."""
-        shape = (num_sources, num_experts)
-        sums = [np.zeros(shape, np.float64) for _ in range(4)]
-        return cls(np.zeros(shape, np.int64), *sums)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -57,8 +48,59 @@ class LayerStats:
         num_sources, num_experts = self.tokens.shape
         return num_sources, num_experts
 
+
+@dataclass(slots=True)
+class LayerStats(Sums):
+    """What one MoE layer did on all rows, and how much of it on half of them.
+
+    Attributes:
+        norm_max: float64, largest ||f||.
+        output_max: float64, largest |element| of f; None in files of earlier versions.
+        odd: the sums over one of the two halves of the rows (see `halves`); None as above.
+    """
+
+    norm_max: NDArray[np.float64]
+    output_max: NDArray[np.float64] | None = None
+    odd: Sums | None = None
+
+    @classmethod
+    def zeros(cls, num_sources: int, num_experts: int) -> LayerStats:
+        """Return the statistics of no token at all."""
+        shape = (num_sources, num_experts)
+        total, odd = (
+            {name: np.zeros(shape, dtype) for name, dtype in SUMS.items()} for _ in range(2)
+        )
+        return cls(**total, norm_max=np.zeros(shape), output_max=np.zeros(shape), odd=Sums(**odd))
+
+    def halves(self) -> tuple[Sums, Sums] | None:
+        """The sums over the even and over the odd half of the rows; None where they are unknown."""
+        if self.odd is None:
+            return None
+        even = {name: getattr(self, name) - getattr(self.odd, name) for name in SUMS}
+        return Sums(**even), self.odd
+
+    def arrays(self) -> dict[str, NDArray[Any]]:
+        """The arrays there are, by the names of the file: `output_max` and ``odd.*`` may lack."""
+        found = {name: getattr(self, name) for name in STATISTICS}
+        if self.output_max is not None:
+            found["output_max"] = self.output_max
+        if self.odd is not None:
+            found |= {f"odd.{name}": getattr(self.odd, name) for name in SUMS}
+        return found
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, NDArray[Any]]) -> LayerStats:
+        """Make statistics of what `arrays` gave; `STATISTICS` must all be there."""
+        odd = {name: arrays[f"odd.{name}"] for name in SUMS if f"odd.{name}" in arrays}
+        required = {name: arrays[name] for name in STATISTICS}
+        return cls(
+            **required, output_max=arrays.get("output_max"), odd=Sums(**odd) if odd else None
+        )
+
     def add(self, other: LayerStats) -> None:
-        """Add the statistics of further tokens in place; `norm_max` takes the larger.
+        """Add the statistics of further tokens in place; maxima take the larger.
+
+        What one of the two lacks, the sum lacks.
 
         Raises:
             CalibrationError: `other` is of another shape.
@@ -68,10 +110,14 @@ class LayerStats:
                 f"statistics of [sources, experts] {list(other.shape)} cannot be added to"
                 f" {list(self.shape)}"
             )
-        for name in STATISTICS:
-            combine = np.maximum if name == "norm_max" else np.add
-            mine: NDArray[np.generic] = getattr(self, name)
-            combine(mine, getattr(other, name), out=mine)
+        if other.output_max is None:
+            self.output_max = None
+        if other.odd is None:
+            self.odd = None
+        theirs = other.arrays()
+        for name, mine in self.arrays().items():
+            combine = np.maximum if name in MAXIMA else np.add
+            combine(mine, theirs[name], out=mine)
 
     def check(self, label: str = "scores") -> None:
         """Refuse statistics that no run of a sound model yields.
@@ -81,28 +127,45 @@ class LayerStats:
 
         Raises:
             CalibrationError: a shape or dtype is wrong, a sum is not finite, a count, norm or
-                maximum is negative, or an expert without tokens has sums.
+                maximum is negative, an expert without tokens has sums, or half of the rows sent it
+                more tokens than all.
         """
-        for name, dtype in STATISTICS.items():
-            array = getattr(self, name)
+        arrays = self.arrays()
+        for name, array in arrays.items():
+            own = name.removeprefix("odd.")
+            dtype = np.dtype(np.int64 if own == "tokens" else np.float64)
             if array.shape != self.tokens.shape or array.ndim != 2 or array.dtype != dtype:
                 raise CalibrationError(
                     f"{label}: {name} is {array.dtype} {list(array.shape)}; it must be"
                     f" {dtype} {list(self.tokens.shape)} of [sources, experts]"
                 )
+        for name, array in arrays.items():
+            own = name.removeprefix("odd.")
             bad = ~np.isfinite(array)
-            if name in {"tokens", "norm_sum", "norm_max"}:
+            if own in _NOT_NEGATIVE:
                 bad |= array < 0
-            if name != "tokens":
-                bad |= (self.tokens == 0) & (array != 0)
+            if own != "tokens":
+                tokens = arrays["odd.tokens"] if own != name else self.tokens
+                bad |= (tokens == 0) & (array != 0)
+            elif own != name:
+                bad |= array > self.tokens
             _refuse_first(bad, array, f"{label}: {name}")
 
 
-STATISTICS: dict[str, np.dtype[np.generic]] = {
+SUMS: dict[str, np.dtype[np.generic]] = {
     entry.name: np.dtype(np.int64 if entry.name == "tokens" else np.float64)
-    for entry in fields(LayerStats)
+    for entry in fields(Sums)
 }
-"""Name and dtype of each statistic, in the order of the file."""
+"""Name and dtype of what adds up."""
+MAXIMA = ("norm_max", "output_max")
+STATISTICS: dict[str, np.dtype[np.generic]] = {**SUMS, "norm_max": np.dtype(np.float64)}
+"""Name and dtype of each statistic that every file has, in its order."""
+OPTIONAL_STATISTICS: dict[str, np.dtype[np.generic]] = {
+    "output_max": np.dtype(np.float64),
+    **{f"odd.{name}": dtype for name, dtype in SUMS.items()},
+}
+"""Name and dtype of those that files of earlier versions lack."""
+_NOT_NEGATIVE = ("tokens", "norm_sum", *MAXIMA)
 
 
 @dataclass(slots=True)
@@ -148,36 +211,9 @@ class Scores:
                 )
 
 
-def merge_scores(runs: Sequence[Scores]) -> Scores:
-    """Merge several calibration runs of one model.
-
-    Rows of sources with the same label are summed, other sources are appended in the order in
-    which they come. Metadata is kept where all runs agree on it.
-
-    Raises:
-        CalibrationError: no run is given, or two differ in model, layers or experts.
-    """
-    if not runs:
-        raise CalibrationError("no scores to merge: give at least one file")
-    first = runs[0]
-    for number, run in enumerate(runs, start=1):
-        run.check(f"scores {number}")
-        _check_same_model(first, run, number)
-    sources = tuple(dict.fromkeys(label for run in runs for label in run.sources))
-    layers: dict[int, LayerStats] = {}
-    for layer in sorted(first.layers):
-        layers[layer] = LayerStats.zeros(len(sources), first.num_experts)
-        for run in runs:
-            layers[layer].add(_spread(run.layers[layer], run.sources, sources))
-    shared = {
-        key: value
-        for key, value in first.metadata.items()
-        if all(run.metadata.get(key) == value for run in runs)
-    }
-    return Scores(layers, sources, first.num_experts, first.model_fingerprint, shared)
-
-
-def expert_scores(stats: LayerStats, method: str, seed: int, layer: int) -> NDArray[np.float64]:
+def expert_scores(
+    stats: Sums, method: str, seed: int, layer: int, weights: NDArray[np.float64] | None = None
+) -> NDArray[np.float64]:
     """Score the experts of one layer, over all sources together.
 
     Args:
@@ -187,6 +223,7 @@ def expert_scores(stats: LayerStats, method: str, seed: int, layer: int) -> NDAr
             ``random``: uniform in [0, 1), a baseline.
         seed: of ``random``, 0 or more.
         layer: index of the layer; with the seed it decides ``random``, whatever was scored before.
+        weights: float64 [sources]: as if a source's tokens had come that often; None: once each.
 
     Returns:
         float64 [experts]; 0 for an expert that no token reached, except with ``random``.
@@ -194,17 +231,19 @@ def expert_scores(stats: LayerStats, method: str, seed: int, layer: int) -> NDAr
     Raises:
         UsageError: there is no such method.
     """
+    num_sources, num_experts = stats.shape
     if method == "random":
-        return np.random.default_rng((seed, layer)).random(stats.shape[1])
-    tokens: NDArray[np.int64] = stats.tokens.sum(axis=0)
+        return np.random.default_rng((seed, layer)).random(num_experts)
+    factors = np.ones(num_sources) if weights is None else weights
+    tokens: NDArray[np.float64] = (stats.tokens * factors[:, None]).sum(axis=0)
     if method == "frequency":
-        return tokens.astype(np.float64)
+        return tokens
     sums = {"reap": stats.gate_norm_sum, "ean": stats.norm_sum, "gate": stats.gate_sum}
     if method not in sums:
         raise UsageError(f"no scoring method {method!r}: there are {', '.join(METHODS)}")
-    total: NDArray[np.float64] = sums[method].sum(axis=0)
-    total[tokens == 0] = 0.0
-    return total / np.maximum(tokens, 1)
+    total: NDArray[np.float64] = (sums[method] * factors[:, None]).sum(axis=0)
+    reached = tokens > 0
+    return np.divide(total, tokens, out=np.zeros(num_experts), where=reached)
 
 
 def unreached(stats: LayerStats) -> list[int]:
@@ -220,24 +259,3 @@ def _refuse_first(bad: NDArray[np.bool_], array: NDArray[np.generic], label: str
             f" ({int(bad.sum())} such): the hidden states overflowed or the sums are damaged; if"
             " this came from a run, repeat it with --compute-dtype float32"
         )
-
-
-def _check_same_model(first: Scores, run: Scores, number: int) -> None:
-    for what, mine, other in (
-        ("model", first.model_fingerprint, run.model_fingerprint),
-        ("number of experts", first.num_experts, run.num_experts),
-        ("MoE layers", sorted(first.layers), sorted(run.layers)),
-    ):
-        if mine != other:
-            raise CalibrationError(
-                f"scores {number} cannot be merged with scores 1: their {what} is {other}, not {mine}"
-            )
-
-
-def _spread(stats: LayerStats, labels: tuple[str, ...], sources: tuple[str, ...]) -> LayerStats:
-    """Return the statistics with the rows of `labels` laid out as `sources`, others zero."""
-    wide = LayerStats.zeros(len(sources), stats.shape[1])
-    rows = [sources.index(label) for label in labels]
-    for name in STATISTICS:
-        getattr(wide, name)[rows] = getattr(stats, name)
-    return wide

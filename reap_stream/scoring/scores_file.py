@@ -2,7 +2,8 @@
 
 For each MoE layer index i, tensors of shape [sources, experts]: ``layers.i.tokens`` (I64),
 ``layers.i.gate_sum``, ``layers.i.norm_sum``, ``layers.i.gate_norm_sum`` and ``layers.i.norm_max``
-(F64). The metadata holds ``format_version``, ``model_fingerprint``, ``sources`` (a JSON list of
+(F64). Files of earlier versions lack ``layers.i.output_max`` (F64) and ``layers.i.odd.*``: the first
+four over half of the rows. The metadata holds ``format_version``, ``model_fingerprint``, ``sources`` (a JSON list of
 labels) and whatever else the run added.
 """
 
@@ -19,7 +20,13 @@ from reap_stream.checkpoint.atomic import write_atomically
 from reap_stream.checkpoint.files import open_regular, pread_exact
 from reap_stream.checkpoint.header import Header, read_header, render_header
 from reap_stream.errors import CalibrationError, CheckpointError, UsageError
-from reap_stream.scoring.saliency import STATISTICS, LayerStats, Scores
+from reap_stream.scoring.saliency import (
+    OPTIONAL_STATISTICS,
+    STATISTICS,
+    SUMS,
+    LayerStats,
+    Scores,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +35,8 @@ if TYPE_CHECKING:
 
 FORMAT_VERSION: Final = "1"
 _OWN_KEYS: Final = ("format_version", "model_fingerprint", "sources")
-_NAME: Final = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.([a-z_]+)")
+_NAME: Final = re.compile(r"layers\.(0|[1-9][0-9]{0,8})\.((?:odd\.)?[a-z_]+)")
+_DTYPES: Final = {**STATISTICS, **OPTIONAL_STATISTICS}
 _TAGS: Final[dict[np.dtype[Any], str]] = {np.dtype(np.int64): "I64", np.dtype(np.float64): "F64"}
 
 
@@ -51,9 +59,9 @@ def save_scores(path: Path, scores: Scores) -> None:
         **scores.metadata,
     }
     arrays = {
-        f"layers.{layer}.{name}": getattr(scores.layers[layer], name)
+        f"layers.{layer}.{name}": array
         for layer in sorted(scores.layers)
-        for name in STATISTICS
+        for name, array in scores.layers[layer].arrays().items()
     }
     entries, end = [], 0
     for name, array in arrays.items():
@@ -94,10 +102,12 @@ def load_scores(path: Path) -> Scores:
         raise CalibrationError(f"not a scores file: {error}") from error
     layers = {}
     for layer in sorted(arrays):
-        missing = [name for name in STATISTICS if name not in arrays[layer]]
+        halved = any(name.startswith("odd.") for name in arrays[layer])
+        wanted = [*STATISTICS, *(f"odd.{name}" for name in SUMS if halved)]
+        missing = [name for name in wanted if name not in arrays[layer]]
         if missing:
             raise CalibrationError(f"{path}: layers.{layer}.{missing[0]} is missing")
-        layers[layer] = LayerStats(**arrays[layer])
+        layers[layer] = LayerStats.of_arrays(arrays[layer])
     num_experts = next((stats.tokens.shape[-1] for stats in layers.values()), 0)
     extra = {key: text for key, text in header.metadata.items() if key not in _OWN_KEYS}
     scores = Scores(layers, sources, num_experts, header.metadata["model_fingerprint"], extra)
@@ -126,11 +136,11 @@ def _read_arrays(path: Path, header: Header) -> dict[int, dict[str, NDArray[Any]
     with open_regular(path) as (fd, _):
         for name, ref in header.tensors.items():
             match = _NAME.fullmatch(name)
-            dtype = STATISTICS.get(match[2]) if match else None
+            dtype = _DTYPES.get(match[2]) if match else None
             if match is None or dtype is None or ref.dtype != _TAGS[dtype] or len(ref.shape) != 2:
                 raise CalibrationError(
                     f"{path}: tensor {name!r}, {ref.dtype} {list(ref.shape)}, is none of a scores"
-                    " file: layers.i.tokens is I64, the other statistics F64, [sources, experts]"
+                    " file: counts of tokens are I64, the other statistics F64, [sources, experts]"
                 )
             raw = pread_exact(fd, ref.nbytes, ref.offset, path)
             array = np.frombuffer(raw, dtype.newbyteorder("<")).astype(dtype)

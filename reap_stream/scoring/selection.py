@@ -17,6 +17,8 @@ import numpy as np
 from reap_stream.errors import CalibrationError, UsageError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
 # A group's own score is the sum of its two best experts, in transformers and vLLM alike.
@@ -99,7 +101,9 @@ def parse_targets(
     return targets
 
 
-def select(scores: NDArray[np.float64], keep: int, groups: int) -> tuple[int, ...]:
+def select(
+    scores: NDArray[np.float64], keep: int, groups: int, protected: Sequence[int] = ()
+) -> tuple[int, ...]:
     """Choose the experts that stay: the highest scores, and of equal scores the lower index.
 
     Args:
@@ -107,6 +111,7 @@ def select(scores: NDArray[np.float64], keep: int, groups: int) -> tuple[int, ..
         keep: how many stay; a multiple of `groups`.
         groups: the router's group count; with more than one, ``keep / groups`` stay in each
             contiguous group of ``E / groups``.
+        protected: experts that go last, whatever their score.
 
     Returns:
         The kept experts' indices, ascending.
@@ -123,8 +128,11 @@ def select(scores: NDArray[np.float64], keep: int, groups: int) -> tuple[int, ..
             f"the score of expert {missing[0]} is NaN ({missing.size} such): it cannot be ranked"
         )
     grouped = scores.reshape(groups, -1)
-    # A stable sort of the negated scores leaves equal ones in index order.
-    best = np.argsort(-grouped, axis=1, kind="stable")[:, : keep // groups]
+    exposed = np.ones(scores.shape, dtype=bool)
+    exposed[list(protected)] = False
+    # The sort is stable, so that equal scores stay in index order.
+    order = np.lexsort((-grouped, exposed.reshape(groups, -1)), axis=1)
+    best = order[:, : keep // groups]
     first_of_group = np.arange(groups)[:, None] * grouped.shape[1]
     return tuple(int(expert) for expert in np.sort((best + first_of_group).ravel()))
 

@@ -1,0 +1,65 @@
+"""Several calibration runs of one model as one: statistics are sums, so runs merge by addition."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from reap_stream.errors import CalibrationError
+from reap_stream.scoring.saliency import LayerStats, Scores
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+def merge_scores(runs: Sequence[Scores]) -> Scores:
+    """Merge several calibration runs of one model.
+
+    Rows of sources with the same label are summed, other sources are appended in the order in
+    which they come. Metadata is kept where all runs agree on it, statistics of later versions where
+    all have them.
+
+    Raises:
+        CalibrationError: no run is given, or two differ in model, layers or experts.
+    """
+    if not runs:
+        raise CalibrationError("no scores to merge: give at least one file")
+    first = runs[0]
+    for number, run in enumerate(runs, start=1):
+        run.check(f"scores {number}")
+        _check_same_model(first, run, number)
+    sources = tuple(dict.fromkeys(label for run in runs for label in run.sources))
+    layers: dict[int, LayerStats] = {}
+    for layer in sorted(first.layers):
+        layers[layer] = LayerStats.zeros(len(sources), first.num_experts)
+        for run in runs:
+            layers[layer].add(_spread(run.layers[layer], run.sources, sources))
+    shared = {
+        key: value
+        for key, value in first.metadata.items()
+        if all(run.metadata.get(key) == value for run in runs)
+    }
+    return Scores(layers, sources, first.num_experts, first.model_fingerprint, shared)
+
+
+def _check_same_model(first: Scores, run: Scores, number: int) -> None:
+    for what, mine, other in (
+        ("model", first.model_fingerprint, run.model_fingerprint),
+        ("number of experts", first.num_experts, run.num_experts),
+        ("MoE layers", sorted(first.layers), sorted(run.layers)),
+    ):
+        if mine != other:
+            raise CalibrationError(
+                f"scores {number} cannot be merged with scores 1: their {what} is {other}, not {mine}"
+            )
+
+
+def _spread(stats: LayerStats, labels: tuple[str, ...], sources: tuple[str, ...]) -> LayerStats:
+    """Return the statistics with the rows of `labels` laid out as `sources`, others zero."""
+    rows = [sources.index(label) for label in labels]
+    wide = {}
+    for name, array in stats.arrays().items():
+        wide[name] = np.zeros((len(sources), stats.shape[1]), array.dtype)
+        wide[name][rows] = array
+    return LayerStats.of_arrays(wide)
