@@ -16,31 +16,47 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reap_stream.compaction import compact
     from reap_stream.errors import ReapStreamError
+    from reap_stream.evaluating import evaluate
+    from reap_stream.evaluation.document import Evaluation
     from reap_stream.pipeline import observe, prune
     from reap_stream.records import Summary
-    from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings
+    from reap_stream.settings import (
+        Candidate,
+        ChoiceSettings,
+        EvalSettings,
+        OutputSettings,
+        RunSettings,
+    )
 
 __version__ = "0.1.0"
 
 _HOMES = {
+    "Candidate": "reap_stream.settings",
     "ChoiceSettings": "reap_stream.settings",
+    "EvalSettings": "reap_stream.settings",
+    "Evaluation": "reap_stream.evaluation.document",
     "OutputSettings": "reap_stream.settings",
     "ReapStreamError": "reap_stream.errors",
     "RunSettings": "reap_stream.settings",
     "Summary": "reap_stream.records",
     "compact": "reap_stream.compaction",
+    "evaluate": "reap_stream.evaluating",
     "observe": "reap_stream.pipeline",
     "prune": "reap_stream.pipeline",
 }
 
 __all__ = [
+    "Candidate",
     "ChoiceSettings",
+    "EvalSettings",
+    "Evaluation",
     "OutputSettings",
     "ReapStreamError",
     "RunSettings",
     "Summary",
     "__version__",
     "compact",
+    "evaluate",
     "observe",
     "prune",
 ]

@@ -39,6 +39,7 @@ class Demands:
         num_experts: experts of a layer.
         longest_row: tokens of the longest row, which runs even where a batch is to hold fewer.
         writing: what it takes to write a weight in another format.
+        twin: kept experts of a pruned layer, decoded, that stand beside the whole layer's on a GPU.
     """
 
     dense: int
@@ -51,6 +52,7 @@ class Demands:
     num_experts: int
     longest_row: int
     writing: int = 0
+    twin: int = 0
 
 
 def measure_demands(

@@ -8,6 +8,9 @@
 
 Hidden states of all tokens are held once and replaced batch by batch. What else a family hands from
 layer to layer is held with them, as long as a layer to come needs it.
+
+The same rows can be on their way more than once, through pruned twins of the layers: each way has
+hidden states of its own (`new_states`), and one reading of a layer serves them all.
 """
 
 from __future__ import annotations
@@ -37,11 +40,13 @@ from reap_stream.model.experts import BatchTokens
 from reap_stream.model.handover import EMBEDDED, Origin
 from reap_stream.model.layer import RawSink, StreamedLayer, StreamedModel
 from reap_stream.model.mtp_inputs import MtpInputs
+from reap_stream.model.seen import Seen
 from reap_stream.model.skeleton import Skeleton
 from reap_stream.mtp_pass import MtpPass
 from reap_stream.preparation import Preparation
 from reap_stream.progress import Progress
 from reap_stream.scoring.accumulator import SaliencyAccumulator
+from reap_stream.scoring.halves import row_shares
 
 
 @dataclass(slots=True)
@@ -76,10 +81,17 @@ class ForwardPass:
         reader: reads the weights.
         spill_path: where hidden states go if they do not stay in memory.
         progress: is told of layers and tokens.
+        arena: memory for experts, shared with passes of which one at a time has a layer open.
     """
 
     def __init__(
-        self, ready: Preparation, reader: Reader, *, spill_path: Path, progress: Progress
+        self,
+        ready: Preparation,
+        reader: Reader,
+        *,
+        spill_path: Path,
+        progress: Progress,
+        arena: Arena | None = None,
     ) -> None:
         self.times = ForwardTimes()
         model, corpus, memory = ready.model, ready.corpus, ready.memory
@@ -91,7 +103,7 @@ class ForwardPass:
         options: dict[str, Any] = {
             "expert_slots": memory.expert_slots,
             "grouped": memory.grouped,
-            "arena": Arena(ready.device),
+            "arena": Arena(ready.device) if arena is None else arena,
         }
         self._streamed = StreamedModel(model, reader, ready.device, **options)
         self._mtp: MtpPass | None = None
@@ -102,10 +114,10 @@ class ForwardPass:
             self._mtp = MtpPass(head.first, own, inputs)
         lengths = [len(row.tokens) for row in corpus.rows]
         batches = plan_batches(lengths, memory.batch_tokens)
-        self._batches = [_lay_out(batch, corpus, ready.device) for batch in batches]
-        path = spill_path if memory.spill else None
-        shape, dtype = ready.handover.token_shape, ready.handover.dtype
-        self.states = HiddenStates.create(corpus.num_tokens, shape, dtype, spill_path=path)
+        shares = row_shares(row.source for row in corpus.rows)
+        self._batches = [_lay_out(batch, corpus, shares, ready.device) for batch in batches]
+        self._spills = memory.spill
+        self.states = self.new_states(spill_path)
 
     def __enter__(self) -> Self:
         """Nothing more to open."""
@@ -120,17 +132,28 @@ class ForwardPass:
         """Gives hidden states back."""
         self.states.close()
 
+    def new_states(self, spill_path: Path) -> HiddenStates:
+        """Room for the hidden states of all rows; what it holds is undefined.
+
+        Args:
+            spill_path: where they go if they do not stay in memory.
+        """
+        shape, dtype = self._handover.token_shape, self._handover.dtype
+        path = spill_path if self._spills else None
+        return HiddenStates.create(self._corpus.num_tokens, shape, dtype, spill_path=path)
+
     def skip(self, layers: int) -> None:
         """Counts layers that an earlier run finished."""
         self._progress.skip(layers, self._corpus.num_tokens)
 
-    def embed(self) -> None:
-        """Puts the embedded tokens into the hidden states."""
+    def embed(self, others: Sequence[HiddenStates] = ()) -> None:
+        """Puts the embedded tokens into the hidden states, and into `others` of this pass."""
         if EMBEDDED not in self._handover.live[0]:
             return
         for tokens in self._batches:
             hidden, _ = self._skeleton.embed(tokens.ids)
-            self.states.store(tokens.batch.start, unpad(hidden, tokens.batch))
+            for states in (self.states, *others):
+                states.store(tokens.batch.start, unpad(hidden, tokens.batch))
 
     @contextmanager
     def layer(
@@ -166,13 +189,20 @@ class ForwardPass:
         return self._mtp.streamed, index - self._mtp.first
 
     def advance(
-        self, index: int, layer: StreamedLayer, *, store: bool = True, counted: bool = True
+        self,
+        index: int,
+        layer: StreamedLayer,
+        *,
+        states: HiddenStates | None = None,
+        store: bool = True,
+        counted: bool = True,
     ) -> None:
         """Runs a layer on all tokens.
 
         Args:
             index: which layer.
             layer: the layer.
+            states: the hidden states it runs on; None: those of the pass itself.
             store: replace the hidden states by the layer's outputs; False: look on only.
             counted: these tokens are what the progress bar counts for this layer.
 
@@ -180,10 +210,11 @@ class ForwardPass:
             ReapStreamError: the layer has routed experts but did not call them.
         """
         started = time.monotonic()
+        states = self.states if states is None else states
         for tokens in self._batches:
-            outputs = self._run(index, layer, tokens)
+            outputs = self._run(index, layer, tokens, states)
             if store:
-                self._store(index, tokens.batch, outputs)
+                self._store(index, tokens.batch, outputs, states)
             if counted:
                 self._progress.tokens(tokens.batch.stop - tokens.batch.start)
         if layer.runner is not None and layer.runner.calls == 0:
@@ -191,45 +222,78 @@ class ForwardPass:
             raise ReapStreamError(message)
         self.times.running += time.monotonic() - started
 
-    def _run(self, index: int, layer: StreamedLayer, tokens: _Tokens) -> list[Any]:
+    def finish(self, states: HiddenStates | None = None) -> Seen:
+        """Replaces the last layer's outputs by what the model's head sees.
+
+        The pass must have been prepared with a handover that reaches to the model's end.
+
+        Args:
+            states: the hidden states; None: those of the pass itself.
+
+        Returns:
+            How what the head sees lies in them.
+
+        Raises:
+            UnsupportedError: the head sees more than layers hand on, so there is no room for it.
+        """
+        states = self.states if states is None else states
+        seen = Seen(0, states.dtype)
+        for tokens in self._batches:
+            batch = tokens.batch
+            given = self._given(self._handover.num_layers, batch, states)
+            hidden = unpad(self._skeleton.finish(tokens.ids, given), batch)
+            seen = Seen(hidden.shape[-1], hidden.dtype)
+            states.store(batch.start, seen.laid_out(hidden, states.token_shape, states.dtype))
+            states.carried.keep_only(batch.start, ())
+        return seen
+
+    def _run(
+        self, index: int, layer: StreamedLayer, tokens: _Tokens, states: HiddenStates
+    ) -> list[Any]:
         """Runs a layer on one batch; gives its outputs, hidden states first."""
         batch = tokens.batch
         if self._mtp is not None and index >= self._mtp.first:
-            hidden = pad(self.states.load(batch.start, batch.stop), batch).to(self._device)
+            hidden = pad(states.load(batch.start, batch.stop), batch).to(self._device)
             return [layer.run(*self._mtp.call(index, batch, tokens.ids, tokens.info, hidden))]
-        made = self._skeleton.call(index, tokens.ids, self._given(index, batch))
+        made = self._skeleton.call(index, tokens.ids, self._given(index, batch, states))
         return layer.run_whole(
             made.hidden, made.call, tokens.info, self._handover.outline(index)
         )  # fmt: skip
 
-    def _given(self, index: int, batch: Batch) -> dict[Origin, torch.Tensor]:
+    def _given(
+        self, index: int, batch: Batch, states: HiddenStates
+    ) -> dict[Origin, torch.Tensor]:  # fmt: skip
         """What earlier layers gave for a layer, of one batch."""
         given = {}
         for origin in self._handover.live[index]:
             if origin == Origin(index - 1, 0):
-                value = pad(self.states.load(batch.start, batch.stop), batch)
+                value = pad(states.load(batch.start, batch.stop), batch)
             else:
-                value = self.states.carried.load(Key(*origin, batch.start))
+                value = states.carried.load(Key(*origin, batch.start))
             given[origin] = value.to(self._device)
         return given
 
-    def _store(self, index: int, batch: Batch, outputs: Sequence[Any]) -> None:
+    def _store(
+        self, index: int, batch: Batch, outputs: Sequence[Any], states: HiddenStates
+    ) -> None:
         """Keeps what a layer gave as long as later ones need it, and forgets the rest."""
-        self.states.store(batch.start, unpad(outputs[0], batch))
+        states.store(batch.start, unpad(outputs[0], batch))
         needed = self._handover.carried(index + 1)
-        self.states.carried.keep_only(batch.start, needed)
+        states.carried.keep_only(batch.start, needed)
         for origin in needed:
             if origin.layer == index:
-                self.states.carried.store(Key(*origin, batch.start), outputs[origin.number])
+                states.carried.store(Key(*origin, batch.start), outputs[origin.number])
 
 
-def _lay_out(batch: Batch, corpus: Corpus, device: torch.device) -> _Tokens:
+def _lay_out(
+    batch: Batch, corpus: Corpus, shares: np.ndarray[Any, Any], device: torch.device
+) -> _Tokens:
     ids = np.zeros((len(batch.rows), batch.width), dtype=np.int64)
     sources = np.zeros(ids.shape, dtype=np.int32)
     for line, row in enumerate(batch.row_indices):
         length = batch.lengths[line]
         ids[line, :length] = corpus.rows[row].tokens
-        sources[line, :] = corpus.rows[row].source
+        sources[line, :] = shares[row]
     info = BatchTokens(
         valid_mask(batch).to(device), torch.from_numpy(sources.reshape(-1)).to(device)
     )

@@ -110,8 +110,12 @@ class LayerPass:
         """Layers that must run."""
         return self._ready.num_layers
 
-    def run(self) -> None:
-        """Runs every layer that is left."""
+    def run(self, done: Callable[[int], None] = lambda _: None) -> None:
+        """Runs every layer that is left.
+
+        Args:
+            done: is told of each layer that was run and that nothing will read again.
+        """
         if all(self._sink.is_done(index) for index in range(self.num_layers)):
             return
         first = self._snapshots.restore(self._forward)
@@ -123,6 +127,7 @@ class LayerPass:
         self._forward.skip(first)
         for index in range(first, self.num_layers):
             self._run_layer(index)
+            done(index)
             if self._snapshots.is_due() and index + 1 < self.num_layers:
                 self._sink.drain()
                 self._snapshots.save(self._forward, index + 1)

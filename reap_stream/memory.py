@@ -30,7 +30,7 @@ _MIN_BATCH_TOKENS = 1024
 _STREAMING_SLOTS = 1 + MOVING_SLOTS
 # What libraries come to hold once layers run, whatever the model: code pages, thread stacks, and
 # oneDNN's compiled products, one for each count of rows. Measured: 60 to 115 MB.
-_RUNTIME_NBYTES = 128 * 2**20
+RUNTIME_NBYTES = 128 * 2**20
 
 
 class BudgetError(UsageError):
@@ -88,7 +88,7 @@ def plan_memory(
     """
     on_device = device.type == "cuda"
     allowed = available_nbytes() if budget is None else budget
-    base = resident_nbytes() + _RUNTIME_NBYTES + demands.fused + demands.largest_tensor
+    base = resident_nbytes() + RUNTIME_NBYTES + demands.fused + demands.largest_tensor
     base += demands.writing
     if not on_device:
         base += demands.dense + demands.expert
@@ -130,7 +130,8 @@ def _plan_device(demands: Demands, tokens: int, device: torch.device) -> tuple[b
     base = demands.dense + demands.largest_tensor + demands.decode + demands.fused
     base += tokens * demands.per_token
     # Grouped products hold the outputs of all routed tokens at once.
-    everything = base + demands.expert * demands.num_experts + 4 * tokens * demands.per_token
+    everything = base + demands.expert * demands.num_experts + demands.twin
+    everything += 4 * tokens * demands.per_token
     if everything < free * USABLE_SHARE:
         return True, everything
     return False, base + 3 * demands.expert

@@ -12,18 +12,21 @@ import numpy as np
 import torch
 
 from reap_stream.calibration.corpus import Corpus, load_corpus
+from reap_stream.calibration.rules import RowSettings
 from reap_stream.calibration.spec import CalibrationSpec, parse_spec
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import open_config
-from reap_stream.demands import larger_demands, measure_demands, mtp_demands
+from reap_stream.demands import Demands, larger_demands, measure_demands, mtp_demands
 from reap_stream.errors import CalibrationError, UsageError
 from reap_stream.memory import MemoryPlan, plan_memory
+from reap_stream.model.architecture import Architecture, read_architecture, with_expert_count
 from reap_stream.model.feeds import layer_feeds
-from reap_stream.model.handover import Handover, read_handover
+from reap_stream.model.handover import Handover
 from reap_stream.model.mtp_head import MtpHead
 from reap_stream.model.opened import OpenedModel, check_forward, open_model
 from reap_stream.model.skeleton import Skeleton
-from reap_stream.model.transformers_api import load_tokenizer
+from reap_stream.model.transformers_api import load_tokenizer, materialize_buffers
+from reap_stream.model.wiring import read_handover
 from reap_stream.mtp_choice import MtpChoice
 from reap_stream.scoring.saliency import METHODS
 from reap_stream.settings import RunSettings
@@ -100,21 +103,16 @@ def prepare_run(
     if run.propagate not in ("original", "pruned"):
         message = f"--propagate {run.propagate}: choose original or pruned"
         raise UsageError(message)
-    specs = [parse_spec(text) for text in run.calibration]
     device = choose_device(run.device)
+    # Malformed SPECs are refused before a large model is opened.
+    for text in run.calibration:
+        parse_spec(text)
     dtype = choose_dtype(run.compute_dtype, open_config(run.model).config, device)
     model = open_model(run.model, dtype=dtype, trust_remote_code=run.trust_remote_code)
     check_forward(model)
     mtp = MtpChoice("match") if choose is None else choose(model, device)
     model = model if recode is None else recode(model, mtp)
-    corpus = load_corpus(
-        specs,
-        read_tokenizer(run, specs),
-        samples=run.samples,
-        sequence_length=run.sequence_length,
-        seed=run.seed,
-        vocab_size=model.architecture.embedding.weight.shape[0],
-    )
+    corpus = read_corpus(run, model)
     longest = max(row.tokens.size for row in corpus.rows)
     handover = read_handover(model.architecture, device, longest)
     memory = memory_for(
@@ -125,11 +123,42 @@ def prepare_run(
         longest_row=longest,
         head=mtp.head,
     )
-    _try_embedding(model, corpus, device, handover)
+    try_embedding(model, corpus, device, handover)
     return Preparation(run, model, corpus, device, dtype, memory, mtp, handover)
 
 
-def _try_embedding(
+def read_corpus(run: RunSettings, model: OpenedModel) -> Corpus:
+    """The rows that a run's SPECs name, as token ids of the model.
+
+    Raises:
+        ReapStreamError: as `load_corpus`.
+    """
+    specs = [parse_spec(text) for text in run.calibration]
+    rows = RowSettings(
+        samples=run.samples,
+        sequence_length=run.sequence_length,
+        seed=run.seed,
+        pack=run.pack,
+        field_map=run.field_map,
+    )
+    vocab_size = model.architecture.embedding.weight.shape[0]
+    return load_corpus(specs, read_tokenizer(run, specs), vocab_size, rows)
+
+
+def reduced_architecture(model: OpenedModel, keep: int, device: torch.device) -> Architecture:
+    """A model's architecture with as many experts as are kept, its code ready to run on `device`."""
+    checkpoint, full = model.checkpoint, model.architecture
+    reduced = read_architecture(
+        checkpoint.directory,
+        with_expert_count(checkpoint.config, full.count_paths, keep),
+        dtype=full.model.dtype,
+        trust_remote_code=model.trust_remote_code,
+    )
+    materialize_buffers(reduced.model, device)
+    return reduced
+
+
+def try_embedding(
     model: OpenedModel, corpus: Corpus, device: torch.device, handover: Handover
 ) -> None:
     """Runs the model around its layers once, on two tokens.
@@ -218,9 +247,23 @@ def memory_for(
         UsageError: the budget cannot hold it.
         UnsupportedError: the model's layers cannot be run one by one.
     """
+    handover = read_handover(model.architecture, device, longest_row)
+    demands = demands_of(model, handover, longest_row=longest_row, head=head)
+    return plan_memory(
+        demands,
+        hidden_nbytes=num_tokens * handover.token_nbytes,
+        budget=run.memory,
+        batch_tokens=run.batch_tokens,
+        device=device,
+    )
+
+
+def demands_of(
+    model: OpenedModel, handover: Handover, *, longest_row: int, head: MtpHead | None = None
+) -> Demands:
+    """What a model's layers take; see `memory_for`."""
     architecture = model.architecture
     dtype: torch.dtype = architecture.model.dtype
-    handover = read_handover(architecture, device, longest_row)
     feeds = layer_feeds(architecture, model.tensor_map)
     demands = measure_demands(
         architecture, feeds, dtype, longest_row=longest_row, handover=handover
@@ -230,11 +273,4 @@ def memory_for(
         feeds = layer_feeds(own.architecture, own.tensor_map)
         other = mtp_demands(own.architecture, feeds, dtype, longest_row=longest_row)
         demands = larger_demands(demands, other)
-    demands = replace(demands, writing=model.change.working_nbytes)
-    return plan_memory(
-        demands,
-        hidden_nbytes=num_tokens * handover.token_nbytes,
-        budget=run.memory,
-        batch_tokens=run.batch_tokens,
-        device=device,
-    )
+    return replace(demands, writing=model.change.working_nbytes)

@@ -29,6 +29,7 @@ class Progress:
         layers: number of layers.
         tokens_per_layer: calibration tokens.
         bytes_read: tells how many bytes were read so far.
+        total: tokens that will go through something, where not through each layer once.
         shown: False keeps it silent whatever standard error is.
     """
 
@@ -38,13 +39,14 @@ class Progress:
         tokens_per_layer: int,
         bytes_read: Callable[[], int],
         *,
+        total: int | None = None,
         shown: bool = True,
     ) -> None:
         self._layers = layers
         self._bytes_read = bytes_read
         self._started = time.monotonic()
         self._bar: Any = tqdm(
-            total=layers * tokens_per_layer,
+            total=layers * tokens_per_layer if total is None else total,
             unit=" tok",
             unit_scale=True,
             dynamic_ncols=True,
@@ -68,6 +70,10 @@ class Progress:
     def layer(self, index: int) -> None:
         """A layer begins."""
         self._bar.set_description(f"layer {index + 1}/{self._layers}", refresh=False)
+
+    def stage(self, name: str) -> None:
+        """Something that is no layer begins."""
+        self._bar.set_description(name, refresh=False)
 
     def skip(self, layers: int, tokens_per_layer: int) -> None:
         """Layers that an earlier run finished."""

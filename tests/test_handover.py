@@ -6,11 +6,12 @@ import pytest
 import torch
 
 from reap_stream.errors import UnsupportedError
-from reap_stream.model import handover as module
+from reap_stream.model import wiring as module
 from reap_stream.model.calls import LayerCall
-from reap_stream.model.handover import Kind, Origin, read_handover
+from reap_stream.model.handover import Kind, Origin
 from reap_stream.model.opened import open_model
 from reap_stream.model.recording import Recorded
+from reap_stream.model.wiring import read_handover
 from tests.engine import prepare, prune_to, stream
 from tests.families import BY_ID
 

@@ -22,6 +22,7 @@ from reap_stream.preparation import memory_for
 from reap_stream.resident import peak_resident_nbytes, resident_nbytes
 from tests.builders import tiny_config
 from tests.engine import read_kept, run_settings
+from tests.evaluation import make_scores
 from tests.families import BY_ID
 
 MIB = 2**20
@@ -135,6 +136,40 @@ def test_a_large_checkpoint_is_pruned_within_a_small_budget(large, tmp_path):
     assert read_kept(tight) == read_kept(ample)
     for path in ample.glob("*.safetensors"):
         assert path.read_bytes() == (tight / path.name).read_bytes()
+
+
+def evaluate(source, scores, text, output, *options):
+    """Evaluates two prunings in a process of its own; its peak, and what was found."""
+    arguments = ["eval", str(source), "--scores", str(scores), "--keep", "32,48"]
+    arguments += ["--text", str(text), "--device", "cpu", "--output", str(output), *options]
+    done = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr
+    return int(done.stdout.rsplit("peak ", 1)[1]), json.loads(output.read_text(encoding="utf-8"))
+
+
+@pytest.mark.slow
+def test_candidates_are_evaluated_within_a_small_budget(large, tmp_path):
+    text = tmp_path / "ids.npy"
+    np.save(text, np.random.default_rng(0).integers(3, 96, TOKENS))
+    scores = make_scores(large, tmp_path / "scores.safetensors")
+    options = ("--compute-dtype", "bfloat16", "--batch-tokens", "2048", "--memory")
+    budget = 640 * MIB
+    peak, tight = evaluate(large, scores, text, tmp_path / "tight.json", *options, "640MiB")
+    assert peak < budget + SLACK
+    assert tight["predicted_peak_nbytes"] <= budget
+    assert tight["settings"]["expert_slots"] < 64
+    assert any("experts of a layer; the others were read again" in note for note in tight["notes"])
+
+    more, ample = evaluate(large, scores, text, tmp_path / "ample.json", *options, "4GiB")
+    assert more > peak
+    # One reading of everything for all three.
+    weights = sum(path.stat().st_size for path in large.glob("*.safetensors"))
+    assert ample["read_nbytes"] < 1.02 * weights < tight["read_nbytes"]
+    for mine, theirs in zip(tight["candidates"], ample["candidates"], strict=True):
+        assert mine["layers"] == theirs["layers"]
+        assert mine["all"]["loss"] == pytest.approx(theirs["all"]["loss"], rel=1e-5)
 
 
 DEMANDS = Demands(

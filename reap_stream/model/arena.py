@@ -23,3 +23,7 @@ class Arena:
             self._memory = torch.empty(0, dtype=torch.uint8)
             self._memory = torch.empty(nbytes, dtype=torch.uint8, pin_memory=self._pinned)
         return self._memory
+
+    def release(self) -> None:
+        """Gives the memory back; the next `take` gets new."""
+        self._memory = torch.empty(0, dtype=torch.uint8)

@@ -68,7 +68,8 @@ class BatchTokens:
 
     Attributes:
         valid: bool [rows × width], False at padding.
-        sources: int32 [rows × width], the calibration source of each token.
+        sources: int32 [rows × width], the calibration source of each token and the half of it that
+            its row belongs to; see `scoring.halves.row_shares`.
     """
 
     valid: torch.Tensor

@@ -65,6 +65,16 @@ def plain_outline(hidden: torch.Tensor, *, in_tuple: bool) -> Outline:
     return Outline((made,) if in_tuple else made, is_plain=True)
 
 
+def outline_at(outlines: Sequence[Outline], layer: int) -> Outline | None:
+    """What a layer gives: of the model's last nothing is learnt, it gives what the one before does.
+
+    None where that is not known either, because the model has one layer.
+    """
+    if layer < len(outlines):
+        return outlines[layer]
+    return outlines[-1] if outlines else None
+
+
 def trace_outline(layer: nn.Module, hidden: torch.Tensor, call: LayerCall) -> Outline:
     """Runs a layer without weights.
 

@@ -19,8 +19,8 @@ from reap_stream.errors import UnsupportedError
 from reap_stream.model.adapters import attach_experts
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.calls import shared_dicts
-from reap_stream.model.outline import Outline, plain_outline, trace_outline
-from reap_stream.model.recording import Lookup, Recorded, Surroundings
+from reap_stream.model.outline import Outline, outline_at, plain_outline, trace_outline
+from reap_stream.model.recording import Answer, Lookup, Recorded, Surroundings
 from reap_stream.model.transformers_api import get_tensor, materialize_buffers, set_tensor
 
 _IDS = 8
@@ -123,19 +123,43 @@ class Probe:
             answers: seed of the answers, or a mapping (layer, number) → seed of single ones.
         """
         given: list[list[Any]] = []
+        ids = self._tokens(width, tokens)
+        answer = self._answer(outlines, answers, given)
+        return Run(ids, self._surroundings.record(ids, answer, self._lookups), given)
+
+    def finish(
+        self, outlines: tuple[Outline, ...], width: int, *, answers: Mapping[Any, int]
+    ) -> torch.Tensor:  # fmt: skip
+        """Runs the model on one row to its end.
+
+        Args:
+            outlines: what layers give, the last like the one before it.
+            width: number of tokens.
+            answers: (layer, number) → seed of single answers.
+
+        Returns:
+            What the head sees, [1, width, hidden].
+        """
+        answer = self._answer(outlines, answers, [])
+        return self._surroundings.finish(self._tokens(width, 0), answer, self._lookups)
+
+    def _answer(
+        self, outlines: tuple[Outline, ...], answers: Any, given: list[list[Any]]
+    ) -> Answer:  # fmt: skip
+        """Acts as the layers, at random, and notes in `given` what it gave."""
         seeds = answers if isinstance(answers, Mapping) else {}
         usual = 0 if isinstance(answers, Mapping) else answers
 
         def answer(index: int, recorded: Recorded) -> Any:
+            outline = outline_at(outlines, index) or plain_outline(recorded.hidden, in_tuple=False)
             outputs = [
                 self._output(spec, f"{index} {number} {seeds.get((index, number), usual)}")
-                for number, spec in enumerate(outlines[index].outputs)
+                for number, spec in enumerate(outline.outputs)
             ]
             given.append(outputs)
-            return outlines[index].give(outputs, recorded.call)
+            return outline.give(outputs, recorded.call)
 
-        ids = self._tokens(width, tokens)
-        return Run(ids, self._surroundings.record(ids, answer, self._lookups), given)
+        return answer
 
     def _try(self, style: str, width: int) -> tuple[tuple[Outline, ...], Run]:
         outlines: list[Outline] = []

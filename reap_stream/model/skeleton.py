@@ -18,13 +18,14 @@ import torch
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import UnsupportedError
 from reap_stream.model.calls import LayerCall, leaves, map_leaves, with_leaves
-from reap_stream.model.handover import Handover, Kind, Origin, read_handover
+from reap_stream.model.handover import Handover, Kind, Origin
 from reap_stream.model.loading import load_parameters
 from reap_stream.model.opened import OpenedModel
-from reap_stream.model.outline import Outline, plain_outline
+from reap_stream.model.outline import Outline, outline_at, plain_outline
 from reap_stream.model.recording import Answer, Lookup, Recorded, Surroundings, looking_up
 from reap_stream.model.row_lookup import row_lookup, row_weights
 from reap_stream.model.transformers_api import materialize_buffers
+from reap_stream.model.wiring import read_handover
 
 # Rows come sorted by length, so batches of one shape are neighbours. Calls hold masks and position
 # embeddings: those of all shapes would grow with the calibration data.
@@ -159,9 +160,21 @@ class Skeleton:
             [rows, width, hidden].
         """
         last = len(self._surroundings.layers) - 1
-        ids = self._ids(tokens)
-        answer = self._answer({Origin(last, 0): hidden_states})
-        return self._surroundings.finish(ids, answer, self._lookups)
+        return self.finish(tokens, {Origin(last, 0): hidden_states})
+
+    def finish(
+        self, tokens: np.ndarray[Any, Any], given: Mapping[Origin, torch.Tensor]
+    ) -> torch.Tensor:  # fmt: skip
+        """What the model's head sees, made of what its layers gave.
+
+        Args:
+            tokens: int64 [rows, width] token ids.
+            given: what a handover to the end names behind the last layer, of this batch.
+
+        Returns:
+            [rows, width, hidden].
+        """
+        return self._surroundings.finish(self._ids(tokens), self._answer(given), self._lookups)
 
     def look_up(self, embedding: Any, tokens: np.ndarray[Any, Any]) -> torch.Tensor:
         """Runs an embedding that has the model's matrix, of which the tokens' rows are read.
@@ -226,11 +239,8 @@ class Skeleton:
         return answer
 
     def _outline(self, index: int, recorded: Recorded) -> Outline:
-        outlines = self.handover.outlines
-        if index == len(outlines):
-            # Nothing is learnt of the last layer: it returns what the others return.
-            return outlines[-1] if outlines else plain_outline(recorded.hidden, in_tuple=False)
-        return outlines[index]
+        known = outline_at(self.handover.outlines, index)
+        return known or plain_outline(recorded.hidden, in_tuple=False)
 
     def _stand_in(self, number: int, spec: Any, recorded: Recorded) -> Any:
         if number == 0:
