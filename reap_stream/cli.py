@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING
 from reap_stream import __version__
 from reap_stream.errors import InterruptedRunError, ReapStreamError
 from reap_stream.options import (
+    MODEL_HELP,
     add_again,
     add_calibration,
+    add_choice,
+    add_evaluation,
+    add_evict,
+    add_forward,
     add_layout,
+    add_map,
     add_method,
     add_output,
+    add_packing,
     add_run_options,
     add_targets,
     add_writing,
@@ -84,6 +91,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_compact(commands)
     _add_merge(commands)
     _add_verify(commands)
+    _add_eval(commands)
     _add_demo(commands)
     return parser
 
@@ -101,7 +109,7 @@ def _command(
     )
     parser.set_defaults(run=_runner(name))
     if model:
-        parser.add_argument("model", type=Path, metavar="MODEL", help="directory of a checkpoint")
+        parser.add_argument("model", type=Path, metavar="MODEL", help=MODEL_HELP)
         parser.add_argument(
             "--trust-remote-code", action="store_true", help="let the checkpoint's own code run"
         )
@@ -120,8 +128,10 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 def _runner(name: str) -> Callable[[argparse.Namespace], None]:
     def run(arguments: argparse.Namespace) -> None:
         from reap_stream import commands
+        from reap_stream.sources import local_sources
 
-        getattr(commands, name)(arguments)
+        with local_sources(name, arguments):
+            getattr(commands, name)(arguments)
 
     return run
 
@@ -146,6 +156,7 @@ def _add_prune(commands: _Commands) -> None:
     add_calibration(parser)
     add_run_options(parser)
     add_writing(parser)
+    add_evict(parser)
 
 
 def _add_observe(commands: _Commands) -> None:
@@ -156,6 +167,7 @@ def _add_observe(commands: _Commands) -> None:
     add_calibration(parser)
     add_run_options(parser)
     add_again(parser)
+    add_evict(parser)
 
 
 def _add_compact(commands: _Commands) -> None:
@@ -189,8 +201,19 @@ def _add_verify(commands: _Commands) -> None:
     )
 
 
+def _add_eval(commands: _Commands) -> None:
+    text = "measure loss and divergence of pruned models, all in one reading of the source"
+    parser = _command(commands, "eval", text, model=False)
+    parser.set_defaults(run=_runner("evaluate"))
+    add_evaluation(parser)
+    add_choice(parser)
+    add_forward(parser)
+    add_packing(parser)
+    add_map(parser)
+
+
 def _add_demo(commands: _Commands) -> None:
-    text = "make a small FP8 checkpoint, prune 40 % of its experts, verify the result"
+    text = "prune a small trained model that ships to three sizes, verify and evaluate each"
     parser = _command(commands, "demo", text, model=False)
     parser.add_argument(
         "--output",

@@ -10,22 +10,28 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from reap_stream.calibration.schemas import parse_field_map
 from reap_stream.compaction import compact as run_compact
-from reap_stream.demo import introduction, run_demo
-from reap_stream.demo_checkpoint import DemoModel
+from reap_stream.demo.data import training_record
+from reap_stream.demo.result import introduction
+from reap_stream.demo.running import EVALUATION, PRUNED, run_demo
 from reap_stream.errors import UsageError
+from reap_stream.evaluation.command import evaluate
 from reap_stream.inspection import inspect_model
 from reap_stream.pipeline import observe as run_observe
 from reap_stream.pipeline import prune as run_prune
 from reap_stream.planning import plan_pruning
 from reap_stream.records import Summary
 from reap_stream.resident import gib, peak_resident_nbytes
-from reap_stream.scoring.saliency import merge_scores
+from reap_stream.scoring.merging import merge_scores
 from reap_stream.scoring.scores_file import check_scores_file, load_scores, save_scores
+from reap_stream.scoring.weights import parse_source_weights
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
 from reap_stream.tables import inspection_text, plan_text
 from reap_stream.verification import VerificationReport
 from reap_stream.verifying import verify_directory
+
+__all__ = ["compact", "demo", "evaluate", "inspect", "merge", "observe", "plan", "prune", "verify"]
 
 
 def run_settings(arguments: argparse.Namespace) -> RunSettings:
@@ -42,7 +48,13 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         compute_dtype=arguments.compute_dtype,
         memory=None if arguments.memory is None else parse_nbytes(arguments.memory),
         propagate=getattr(arguments, "propagate", "original"),
+        source_weights=parse_source_weights(
+            getattr(arguments, "source_weights", None), arguments.calibration
+        ),
+        protect=getattr(arguments, "protect", "none"),
         trust_remote_code=arguments.trust_remote_code,
+        pack=getattr(arguments, "pack", False),
+        field_map=parse_field_map(getattr(arguments, "map", ())),
     )
 
 
@@ -62,6 +74,14 @@ def output_settings(arguments: argparse.Namespace) -> OutputSettings:
     )
 
 
+def choice_settings(arguments: argparse.Namespace, method: str) -> ChoiceSettings:
+    """How a command that is given scores chooses by them."""
+    text = arguments.source_weights
+    sources = () if text is None else load_scores(arguments.scores).sources
+    weights = parse_source_weights(text, sources)
+    return ChoiceSettings(method, arguments.seed, weights, arguments.protect)
+
+
 def inspect(arguments: argparse.Namespace) -> None:
     """`reap-stream inspect`."""
     inspection = inspect_model(arguments.model, trust_remote_code=arguments.trust_remote_code)
@@ -71,7 +91,7 @@ def inspect(arguments: argparse.Namespace) -> None:
 def plan(arguments: argparse.Namespace) -> None:
     """`reap-stream plan`."""
     # A plan counts the tokens of the calibration data but does not open it.
-    arguments.calibration = ("builtin",)
+    arguments.calibration, arguments.source_weights = ("builtin",), None
     output = OutputSettings(
         output=Path(),
         sparsity=arguments.sparsity,
@@ -107,7 +127,7 @@ def compact(arguments: argparse.Namespace) -> None:
     summary = run_compact(
         arguments.model,
         arguments.scores,
-        ChoiceSettings(arguments.method, arguments.seed),
+        choice_settings(arguments, arguments.method),
         output_settings(arguments),
         trust_remote_code=arguments.trust_remote_code,
     )
@@ -154,13 +174,12 @@ def _layers(report: VerificationReport) -> str:
 
 def demo(arguments: argparse.Namespace) -> None:
     """`reap-stream demo`."""
-    model = DemoModel()
-    _say(f"{introduction(model)}\n")
-    _say(run_demo(arguments.output, model).table())
+    _say(f"{introduction(training_record())}\n")
+    _say(run_demo(arguments.output).table())
     if arguments.output is None:
-        _say("kept          nothing; with --output DIR both checkpoints stay")
+        _say("kept          nothing; with --output DIR the pruned checkpoints stay")
     else:
-        _say(f"kept          {arguments.output / 'source'} and {arguments.output / 'pruned'}")
+        _say(f"kept          {arguments.output / PRUNED}, {arguments.output / EVALUATION}")
 
 
 def _report(summary: Summary, output: Path) -> None:

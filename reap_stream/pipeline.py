@@ -14,19 +14,26 @@ from pathlib import Path
 from reap_stream.checkpoint.job import Job, stored_settings
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import UsageError
-from reap_stream.finishing import check_job, clean_up, findings, open_job, publish_outputs
+from reap_stream.finishing import (
+    check_job,
+    clean_up,
+    findings,
+    open_job,
+    publish_outputs,
+    writing_findings,
+)
 from reap_stream.forward import ForwardPass
 from reap_stream.layer_pass import LayerPass, Snapshots
-from reap_stream.model.architecture import Architecture, read_architecture, with_expert_count
-from reap_stream.model.transformers_api import materialize_buffers
+from reap_stream.model.architecture import Architecture
 from reap_stream.mtp_choice import choose_mtp, choose_observed_mtp
 from reap_stream.observing import ScoreSink
 from reap_stream.outputs import PrunedOutputs
-from reap_stream.preparation import Preparation, prepare_run
+from reap_stream.preparation import Preparation, prepare_run, reduced_architecture
 from reap_stream.progress import Progress
 from reap_stream.pruning import (
     Variant,
     check_config,
+    model_chooser,
     plan_variants,
     read_targets,
     recoded,
@@ -39,6 +46,7 @@ from reap_stream.records import (
 from reap_stream.scoring.scores_file import check_scores_file, save_scores
 from reap_stream.serving import serving_record
 from reap_stream.settings import OutputSettings, RunSettings
+from reap_stream.shard_order import check_source, shard_order
 
 
 def prune(run: RunSettings, output: OutputSettings) -> Summary:
@@ -66,7 +74,11 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
             "its own: give one target at a time"
         )
         raise UsageError(message)
+    chooser = model_chooser(ready.model, ready.corpus.sources, run.choice)
     check_config(ready.model, variants, output.mtp)
+    order = shard_order(ready.model, ready.mtp.head, writes=True)
+    plans = () if output.resume else tuple(variant.plan for variant in variants)
+    check_source(ready.model, order, output.output, plans)
     settings = {**ready.job_settings(), **output.record()}
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
@@ -74,18 +86,18 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
         if job.is_published:
             return clean_up(job, started)
         outputs = PrunedOutputs(
-            ready.model, variants, job, ready.corpus.sources, ready.run.choice, ready.mtp.kind
+            ready.model, variants, job, ready.corpus.sources, chooser, ready.mtp.kind
         )
         stack.enter_context(outputs.committer)
         snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
         forward = _forward(stack, ready, reader, job)
         reduced = _Reduced(ready, variants[0]) if run.propagate == "pruned" else None
         layers = LayerPass(ready, forward, outputs, snapshots, reduced)
-        layers.run()
+        layers.run(order.done)
         outputs.finish_rest()
         details = {
             **run_details(ready, settings),
-            **findings(outputs),
+            **writing_findings(outputs, variants),
             "weights": dict(ready.model.change.counts),
             "serving": serving_record(ready.model, variants, outputs.choices),
             "stages": asdict(forward.times),
@@ -133,17 +145,16 @@ def observe(
     check_job(scores_path, run.model, output)
     check_scores_file(scores_path)
     ready = prepare_run(_same_batches(run, scores_path, resume=resume), choose_observed_mtp)
+    order = shard_order(ready.model, ready.mtp.head, writes=False)
+    check_source(ready.model, order, scores_path)
     settings = {**ready.job_settings(), "mtp": ready.mtp.kind}
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
         job = stack.enter_context(open_job(scores_path, settings, output))
-        architecture = ready.model.architecture
-        sink = ScoreSink(
-            job, ready.corpus.sources, architecture.num_experts, ready.model.checkpoint.fingerprint
-        )
+        sink = ScoreSink(job, ready.model, ready.corpus.sources)
         snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
         layers = LayerPass(ready, _forward(stack, ready, reader, job), sink, snapshots)
-        layers.run()
+        layers.run(order.done)
         save_scores(scores_path, sink.scores(_score_metadata(ready)))
         details = {**run_details(ready, settings), **findings(sink)}
         summary = summarize(
@@ -183,16 +194,7 @@ class _Reduced:
     """Gives a layer's architecture with as many experts as a target keeps."""
 
     def __init__(self, ready: Preparation, variant: Variant) -> None:
-        checkpoint, architecture = ready.model.checkpoint, ready.model.architecture
-        raw = with_expert_count(checkpoint.config, architecture.count_paths, variant.target.keep)
-        self._ready = ready
-        self._decoder = read_architecture(
-            checkpoint.directory,
-            raw,
-            dtype=ready.dtype,
-            trust_remote_code=ready.run.trust_remote_code,
-        )
-        materialize_buffers(self._decoder.model, ready.device)
+        self._decoder = reduced_architecture(ready.model, variant.target.keep, ready.device)
         head = ready.mtp.head
         self._mtp = None if head is None else head.reduced(self._decoder)
 

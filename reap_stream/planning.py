@@ -33,6 +33,7 @@ from reap_stream.resident import gib
 from reap_stream.scoring.selection import Target, kept_count
 from reap_stream.serving import engine_warnings
 from reap_stream.settings import OutputSettings, RunSettings
+from reap_stream.shard_order import Download, read_download, shard_order
 
 # Between two measurements the process itself may grow by a little.
 _SLACK_NBYTES = 64 * 2**20
@@ -107,6 +108,7 @@ class PruningPlan:
         disk_bytes: free space that the output needs: all variants, the snapshot of the hidden
             states and the one that replaces it, and hidden states in a file.
         notes: what could not be told.
+        download: what fetching the source takes; None: it is a directory.
     """
 
     facts: ModelFacts
@@ -114,6 +116,7 @@ class PruningPlan:
     calibration: PassPlan
     disk_bytes: int
     notes: tuple[str, ...]
+    download: Download | None = None
 
     def document(self) -> dict[str, Any]:
         """`plan --json`: the facts beside the rest, not below it."""
@@ -160,6 +163,7 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
         *mtp.notes,
         *_common_warnings(model, calibration),
         *([shortage] if shortage else []),
+        *_choice_warnings(run),
     ]
     # An old snapshot stays until the new one is whole.
     copies = 3 if memory.spill else 2
@@ -182,6 +186,7 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
         disk_bytes=sum(variant.plan.nbytes for variant in variants)
         + copies * calibration.hidden_state_bytes,
         notes=described.notes,
+        download=read_download(model, shard_order(model, mtp.head, writes=True)),
     )
 
 
@@ -253,6 +258,14 @@ def _target_warnings(model: OpenedModel, target: Target, output: OutputSettings)
                 f"sparsity {target.sparsity:g} would keep {exact} experts: rounded up to {keep}, "
                 f"a multiple of the router's {groups} groups"
             )
+
+
+def _choice_warnings(run: RunSettings) -> Iterator[str]:
+    if run.protect != "none":
+        yield (
+            f"--protect {run.protect}: experts are chosen once all layers are scored, so prune reads "
+            "them from the source a second time to write them"
+        )
 
 
 def _common_warnings(model: OpenedModel, calibration: PassPlan) -> Iterator[str]:

@@ -42,9 +42,17 @@ def output_errors(path: Path, nbytes: int | None = None) -> Iterator[None]:
 
 def free_nbytes(path: Path) -> int:
     """Bytes an ordinary user may still write to the disk that holds, or would hold, `path`."""
+    return shutil.disk_usage(_existing(path)).free
+
+
+def on_one_disk(path: Path, other: Path) -> bool:
+    """Whether two paths, which need not exist yet, share a disk."""
+    return _existing(path).stat().st_dev == _existing(other).stat().st_dev
+
+
+def _existing(path: Path) -> Path:
     path = path.absolute()
-    existing = next(folder for folder in (path, *path.parents) if folder.exists())
-    return shutil.disk_usage(existing).free
+    return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
 def sync_directory(path: Path) -> None:

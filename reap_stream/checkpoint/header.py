@@ -77,6 +77,15 @@ def read_header_bytes(path: Path) -> tuple[bytes, int]:
         return prefix + pread_exact(fd, json_nbytes, _LENGTH_NBYTES, path), file_nbytes
 
 
+def header_nbytes(raw: bytes, file: Path, file_nbytes: int) -> int:
+    """How long a file's header is, length prefix included, from its first bytes.
+
+    Raises:
+        CheckpointError: fewer than 8 bytes, or a length prefix that cannot be true.
+    """
+    return _LENGTH_NBYTES + _json_nbytes(raw, file, file_nbytes)
+
+
 def parse_header(raw: bytes, file: Path, file_nbytes: int) -> Header:
     """Check a header against every rule of the format and return what it says.
 

@@ -13,6 +13,7 @@ from pathlib import PurePosixPath
 from typing import TYPE_CHECKING, Any, Final
 
 from reap_stream.checkpoint.files import check_contained, read_small
+from reap_stream.checkpoint.providers import provider_of
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
 from reap_stream.errors import CheckpointError
 
@@ -79,10 +80,7 @@ def shard_names(directory: Path, index: Index | None) -> list[str]:
     """
     if index is not None:
         return sorted(set(index.weight_map.values()))
-    try:
-        names = sorted(path.name for path in directory.iterdir())
-    except OSError as error:
-        raise CheckpointError(f"{directory}: cannot be listed: {error}") from error
+    names = _names_in(directory)
     series: dict[tuple[str, int], dict[str, int]] = {}
     for name in names:
         match = _NUMBERED.fullmatch(name)
@@ -139,6 +137,17 @@ def check_against_index(index: Index, found: dict[str, str], directory: Path) ->
             f"{path}: {len(missing)} of {len(index.weight_map)} tensors it lists are absent, first"
             f" {shown(tensor)}, which {index.weight_map[tensor]} does not hold; fetch it again"
         )
+
+
+def _names_in(directory: Path) -> list[str]:
+    """The directory's entries, or the files that its provider has at its top."""
+    provider = provider_of(directory)
+    if provider is not None:
+        return sorted(name for name in provider.names if "/" not in name)
+    try:
+        return sorted(path.name for path in directory.iterdir())
+    except OSError as error:
+        raise CheckpointError(f"{directory}: cannot be listed: {error}") from error
 
 
 def _check_shard_name(name: Any, where: str) -> None:

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 import numpy as np
 
 from reap_stream import _native
+from reap_stream.checkpoint.providers import local_files, prefetch_files
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import ReadError
@@ -104,8 +105,9 @@ class Reader:
         position = {file: i for i, file in enumerate(files)}
         ranges = [(position[ref.file], ref.offset + start, n) for ref, start, n, _ in wanted]
         outs = [out for *_, out in wanted]
+        places = [str(file) for file in local_files(files)]
         try:
-            nbytes = _native.read_ranges([str(file) for file in files], ranges, outs, self._threads)
+            nbytes = _native.read_ranges(places, ranges, outs, self._threads)
         except (OSError, EOFError) as error:
             raise _read_error(wanted, error) from error
         with self._lock:
@@ -116,8 +118,11 @@ class Reader:
 
         Returns at once. A hint changes no result, so its failures are ignored on purpose: a file
         that cannot be read is reported by the read that follows. After `close` hints are dropped.
+        Shards that are not on the disk are sent for.
         """
-        for file, offset, nbytes in coalesce(refs):
+        spans = coalesce(refs)
+        prefetch_files(dict.fromkeys(file for file, _, _ in spans))
+        for file, offset, nbytes in spans:
             with suppress(RuntimeError):
                 self._hints.submit(_hint, str(file), offset, nbytes)
 

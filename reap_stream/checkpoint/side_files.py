@@ -8,16 +8,17 @@ Copies of the unpruned weights in other formats stay behind: they are no part of
 from __future__ import annotations
 
 import os
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from reap_stream.checkpoint.files import check_contained
 from reap_stream.checkpoint.index import INDEX_NAME, PICKLED_SUFFIXES
+from reap_stream.checkpoint.providers import provider_of
 from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import CheckpointError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
 _WEIGHT_SUFFIXES: Final = (
     *PICKLED_SUFFIXES,
@@ -57,6 +58,9 @@ def list_side_files(
         CheckpointError: a folder cannot be read, a side file's links lead out of the checkpoint,
             or its name is not UTF-8.
     """
+    provider = provider_of(directory)
+    if provider is not None:
+        return sort_names(provider.names, known)
     side: list[str] = []
     skipped: list[str] = []
     for name, is_folder in _walk(directory):
@@ -65,7 +69,7 @@ def list_side_files(
         if is_folder:
             skipped.append(f"{name}/")
             continue
-        if name.lower().endswith(_WEIGHT_SUFFIXES):
+        if _is_weights(name):
             skipped.append(name)
             continue
         path = directory / name
@@ -73,6 +77,28 @@ def list_side_files(
         check_contained(path, directory)
         (side if path.is_file() else skipped).append(name)
     return tuple(sorted(side)), tuple(sorted(skipped))
+
+
+def sort_names(
+    names: Iterable[str], known: frozenset[str]
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """`list_side_files` for a listing: the files of a repository by name."""
+    side: set[str] = set()
+    skipped: set[str] = set()
+    for name in names:
+        parts = PurePosixPath(name).parts
+        if name in known or name == INDEX_NAME or any(part.startswith(".") for part in parts):
+            continue
+        folders = [i for i, part in enumerate(parts[:-1]) if part in _SKIPPED_FOLDERS]
+        if folders:
+            skipped.add("/".join(parts[: folders[0] + 1]) + "/")
+        else:
+            (skipped if _is_weights(name) else side).add(name)
+    return tuple(sorted(side)), tuple(sorted(skipped))
+
+
+def _is_weights(name: str) -> bool:
+    return name.lower().endswith(_WEIGHT_SUFFIXES)
 
 
 def _walk(directory: Path) -> Iterator[tuple[str, bool]]:

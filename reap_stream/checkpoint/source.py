@@ -11,16 +11,14 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
-from reap_stream.checkpoint.files import (
-    check_contained,
-    open_regular,
-    pread_exact,
-    read_small,
-)
+from reap_stream.checkpoint.files import check_contained, read_small
+from reap_stream.checkpoint.fingerprint import digest_part, digest_sample
 from reap_stream.checkpoint.header import Header, parse_header, read_header_bytes
 from reap_stream.checkpoint.index import (
     INDEX_NAME,
@@ -29,6 +27,7 @@ from reap_stream.checkpoint.index import (
     read_index,
     shard_names,
 )
+from reap_stream.checkpoint.providers import Origin, ShardProvider, provider_of
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.side_files import list_side_files
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
@@ -36,8 +35,6 @@ from reap_stream.errors import CheckpointError
 
 CONFIG_NAME: Final = "config.json"
 
-_SAMPLE_BLOCKS: Final = 256
-_SAMPLE_NBYTES: Final = 4096
 # Keys whose values the package reads as such; null stands for absent.
 _CONFIG_TYPES: Final = (("model_type", str, "a string"), ("text_config", dict, "an object"))
 
@@ -62,7 +59,9 @@ class Checkpoint:
             or all of it where it is no longer than these. It tells models of one architecture
             apart, trained or fine-tuned otherwise, at the price of 1 MiB a shard; a change that
             falls between the blocks keeps it. Times of modification do not enter, so a copy
-            keeps it too.
+            keeps it too. Of a checkpoint on the Hub, whose bytes are not here yet, the hash of
+            each shard's content stands in the sample's place.
+        origin: where the checkpoint comes from, if not from a directory.
     """
 
     directory: Path
@@ -75,6 +74,14 @@ class Checkpoint:
     side_files: tuple[str, ...]
     skipped_files: tuple[str, ...]
     fingerprint: str
+    origin: Origin | None = None
+
+    @property
+    def name(self) -> str:
+        """What the model is called: the last part of its repository or its directory."""
+        if self.origin is not None:
+            return self.origin.repository.rpartition("/")[2]
+        return self.directory.resolve().name
 
     @property
     def nbytes(self) -> int:
@@ -120,12 +127,13 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     if not names:
         raise _no_weights(directory)
     digest = hashlib.sha256()
-    _digest(digest, config_text.encode("utf-8"))
+    digest_part(digest, config_text.encode("utf-8"))
     found: dict[str, str] = {}
     tensors: dict[str, TensorRef] = {}
     metadata: dict[str, str] = {}
-    for position, name in enumerate(names):
-        header = _read_shard(directory, name, digest)
+    provider = provider_of(directory)
+    headers = _local_headers if provider is None else partial(_provided_headers, provider)
+    for position, (name, header) in enumerate(headers(directory, names, digest)):
         _add_tensors(header, name, found, directory)
         tensors.update(header.tensors)
         if position == 0:
@@ -147,6 +155,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         side_files=side_files,
         skipped_files=skipped_files,
         fingerprint=digest.hexdigest(),
+        origin=None if provider is None else provider.origin,
     )
 
 
@@ -178,6 +187,9 @@ def has_weights(directory: Path) -> bool:
     """
     _check_directory(directory)
     names = shard_names(directory, read_index(directory))
+    provider = provider_of(directory)
+    if provider is not None:
+        return not set(names).isdisjoint(provider.names)
     return any(os.path.lexists(directory / name) for name in names)
 
 
@@ -212,35 +224,33 @@ def _check_types(config: dict[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: architectures is {shown(names)}, expected a list of names")
 
 
-def _read_shard(directory: Path, name: str, digest: hashlib._Hash) -> Header:
-    path = directory / name
-    check_contained(path, directory)
-    raw, file_nbytes = read_header_bytes(path)
-    _digest(digest, name.encode("utf-8"))
-    _digest(digest, str(file_nbytes).encode("ascii"))
-    _digest(digest, raw)
-    header = parse_header(raw, path, file_nbytes)
-    _digest_sample(digest, path, header.data_start, file_nbytes)
-    return header
+def _local_headers(
+    directory: Path, names: Sequence[str], digest: hashlib._Hash
+) -> Iterator[tuple[str, Header]]:
+    for name in names:
+        path = directory / name
+        check_contained(path, directory)
+        header, file_nbytes = _check_start(*read_header_bytes(path), path, name, digest)
+        digest_sample(digest, path, header.data_start, file_nbytes)
+        yield name, header
 
 
-def _digest_sample(digest: hashlib._Hash, path: Path, start: int, end: int) -> None:
-    """Hash evenly spaced blocks of a shard's data, the first and the last included."""
-    nbytes = end - start
-    if nbytes <= _SAMPLE_BLOCKS * _SAMPLE_NBYTES:
-        pieces = [(start, nbytes)]
-    else:
-        room, steps = nbytes - _SAMPLE_NBYTES, _SAMPLE_BLOCKS - 1
-        pieces = [(start + room * i // steps, _SAMPLE_NBYTES) for i in range(_SAMPLE_BLOCKS)]
-    with open_regular(path) as (fd, _):
-        for offset, length in pieces:
-            _digest(digest, pread_exact(fd, length, offset, path))
+def _provided_headers(
+    provider: ShardProvider, directory: Path, names: Sequence[str], digest: hashlib._Hash
+) -> Iterator[tuple[str, Header]]:
+    for name, start in zip(names, provider.read_starts(names), strict=True):
+        header, _ = _check_start(start.raw, start.nbytes, directory / name, name, digest)
+        digest_part(digest, start.identity.encode("ascii"))
+        yield name, header
 
 
-def _digest(digest: hashlib._Hash, part: bytes) -> None:
-    # The length first, so that no two lists of parts give the same stream.
-    digest.update(len(part).to_bytes(8, "little"))
-    digest.update(part)
+def _check_start(
+    raw: bytes, file_nbytes: int, path: Path, name: str, digest: hashlib._Hash
+) -> tuple[Header, int]:
+    digest_part(digest, name.encode("utf-8"))
+    digest_part(digest, str(file_nbytes).encode("ascii"))
+    digest_part(digest, raw)
+    return parse_header(raw, path, file_nbytes), file_nbytes
 
 
 def _add_tensors(header: Header, shard: str, found: dict[str, str], directory: Path) -> None:

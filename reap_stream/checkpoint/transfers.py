@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Final
 
 from reap_stream import _native
 from reap_stream.checkpoint.disk import output_errors
+from reap_stream.checkpoint.providers import local_file
 from reap_stream.errors import OutputError, ReadError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from typing_extensions import Buffer
@@ -40,7 +41,7 @@ class Batch:
             directory: where the targets lie, for messages.
         """
         self._directory = directory
-        self._sources = _Files()
+        self._sources = _Files(local_file)
         self._targets = _Files()
         self._writes: list[tuple[int, int, int]] = []
         self._buffers: list[Buffer] = []
@@ -121,14 +122,15 @@ class Batch:
 class _Files:
     """Numbers for files in the order of their first use, as the extension's calls want them."""
 
-    def __init__(self) -> None:
+    def __init__(self, place: Callable[[Path], Path] | None = None) -> None:
         self.paths: list[str] = []
         self._numbers: dict[Path, int] = {}
+        self._place = place
 
     def number(self, path: Path) -> int:
         if path not in self._numbers:
-            self._numbers[path] = len(self.paths)
-            self.paths.append(str(path))
+            self.paths.append(str(path if self._place is None else self._place(path)))
+            self._numbers[path] = len(self._numbers)
         return self._numbers[path]
 
 

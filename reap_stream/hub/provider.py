@@ -1,0 +1,193 @@
+"""Which shards are here, on their way, or not needed any more.
+
+Shards come by two threads. What the pass waits for goes before what it will want next. The threads
+die with the process, so that an interrupt need not wait for gigabytes; what they leave half-done
+is taken up or thrown away by the next run.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from concurrent.futures import Future
+from typing import TYPE_CHECKING, Final, NoReturn
+
+from reap_stream.checkpoint.header import read_header_bytes
+from reap_stream.checkpoint.providers import Origin, ShardStart
+from reap_stream.errors import CheckpointError, ReadError
+from reap_stream.hub.errors import explained
+from reap_stream.hub.starts import fetch_starts
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Sequence
+    from pathlib import Path
+
+    from reap_stream.hub.listing import Listing, RemoteFile
+    from reap_stream.hub.transfer import Place
+
+_THREADS: Final = 2
+_PATIENCE_SECONDS: Final = 5.0
+
+
+class HubProvider:
+    """Brings the shards of a model on the Hub; see `ShardProvider`.
+
+    Args:
+        listing: the repository.
+        directory: the checkpoint as the rest of the package sees it.
+        place: where shards go.
+    """
+
+    def __init__(self, listing: Listing, directory: Path, place: Place) -> None:
+        self._listing = listing
+        self._directory = directory
+        self._place = place
+        self._condition = threading.Condition()
+        self._queue: deque[str] = deque()
+        self._coming: dict[str, Future[Path]] = {}
+        self._threads: list[threading.Thread] = []
+        self._closed = False
+
+    @property
+    def directory(self) -> Path:
+        """The snapshot in the Hub's cache."""
+        return self._directory
+
+    @property
+    def origin(self) -> Origin:
+        """Repository and commit."""
+        return self._listing.origin
+
+    @property
+    def names(self) -> Sequence[str]:
+        """The repository's files."""
+        return list(self._listing.files)
+
+    @property
+    def evicts(self) -> bool:
+        """Whether shards go to a work directory."""
+        return self._place.evicts
+
+    def read_starts(self, names: Sequence[str]) -> list[ShardStart]:
+        """Headers: of shards that are here from the disk, of the others by range requests.
+
+        Raises:
+            CheckpointError: the repository lacks a shard, or a header cannot be had.
+        """
+        files = [self._file(name) for name in names]
+        here = {file.name: path for file in files if (path := self._present(file)) is not None}
+        away = [file for file in files if file.name not in here]
+        starts = dict(
+            zip(
+                (file.name for file in away),
+                fetch_starts(self.origin, self._directory, away),
+                strict=True,
+            )
+        )
+        for file in files:
+            if file.name in here:
+                raw, nbytes = read_header_bytes(here[file.name])
+                starts[file.name] = ShardStart(raw, nbytes, file.identity)
+        return [starts[name] for name in names]
+
+    def remote_nbytes(self, name: str) -> int:
+        """Bytes of a shard that is not here; 0 of one that is."""
+        file = self._file(name)
+        return 0 if self._present(file) is not None else file.nbytes
+
+    def ensure(self, names: Sequence[str]) -> list[Path]:
+        """Waits for shards; those that nothing asked for yet are fetched now.
+
+        Raises:
+            ReadError: one cannot be had; the message names repository and file.
+        """
+        files = {name: self._file(name) for name in names}
+        for name in reversed(names):
+            self._send_for(files[name], urgent=True)
+        return [self._wait(files[name]) for name in names]
+
+    def prefetch(self, names: Iterable[str]) -> None:
+        """Sends for shards, behind those that are waited for."""
+        for name in names:
+            self._send_for(self._file(name), urgent=False)
+
+    def release(self, names: Iterable[str]) -> None:
+        """Lets go of shards: in a work directory they are deleted."""
+        for name in names:
+            with self._condition:
+                coming = self._coming.get(name)
+                if coming is not None and not coming.done():
+                    continue
+                self._coming.pop(name, None)
+            self._place.drop(self._file(name))
+
+    def close(self) -> None:
+        """Sends for nothing more, and breaks off what is on its way where that can be done."""
+        with self._condition:
+            self._closed = True
+            self._condition.notify_all()
+        self._place.stop()
+        for thread in self._threads:
+            thread.join(_PATIENCE_SECONDS)
+
+    def _file(self, name: str) -> RemoteFile:
+        file = self._listing.files.get(name)
+        if file is None and self._listing.offline:
+            self._refuse_offline(name)
+        if file is None:
+            raise CheckpointError(
+                f"{self.origin}: has no file {name}, which its index names: the repository is not"
+                " whole"
+            )
+        return file
+
+    def _present(self, file: RemoteFile) -> Path | None:
+        return self._place.present(file)
+
+    def _send_for(self, file: RemoteFile, *, urgent: bool) -> None:
+        with self._condition:
+            coming = self._coming.get(file.name)
+            if coming is not None and not (coming.done() and coming.exception() is not None):
+                if urgent and file.name in self._queue:
+                    self._queue.remove(file.name)
+                    self._queue.appendleft(file.name)
+                return
+            made: Future[Path] = Future()
+            self._coming[file.name] = made
+            place = self._present(file)
+            if place is not None:
+                made.set_result(place)
+                return
+            (self._queue.appendleft if urgent else self._queue.append)(file.name)
+            self._start_threads()
+            self._condition.notify()
+
+    def _wait(self, file: RemoteFile) -> Path:
+        with explained(self.origin.repository, f"fetching {file.name}", ReadError):
+            return self._coming[file.name].result()
+
+    def _start_threads(self) -> None:
+        while len(self._threads) < _THREADS:
+            name = f"reap-hub-{len(self._threads)}"
+            self._threads.append(threading.Thread(target=self._work, name=name, daemon=True))
+            self._threads[-1].start()
+
+    def _work(self) -> None:
+        while True:
+            with self._condition:
+                while not self._queue and not self._closed:
+                    self._condition.wait()
+                if self._closed:
+                    return
+                name = self._queue.popleft()
+                coming = self._coming[name]
+            try:
+                coming.set_result(self._place.fetch(self._listing.files[name]))
+            except BaseException as error:  # noqa: BLE001 - raised again where the shard is waited for
+                coming.set_exception(error)
+
+    def _refuse_offline(self, name: str) -> NoReturn:
+        raise CheckpointError(
+            f"{self.origin}: {name} is not in the cache and offline mode is on: unset"
+            " HF_HUB_OFFLINE, or fetch the model where there is a network"
+        )
