@@ -121,7 +121,7 @@ def test_merging_the_same_labels_adds(command, tiny, tmp_path):
     assert command("merge", one, one, "--output", double)[0] == 0
     single, sums = load_file(one), load_file(double)
     for name, array in single.items():
-        factor = 1 if name.endswith("norm_max") else 2
+        factor = 1 if name.endswith("_max") else 2
         np.testing.assert_array_equal(sums[name], factor * array)
 
 

@@ -6,20 +6,15 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from reap_stream.demo_checkpoint import DemoModel, write_checkpoint
 from reap_stream.errors import UnsupportedError
 from reap_stream.model.opened import check_forward, forward_faults, open_model
-
-TINY = DemoModel(
-    hidden=64, layers=2, experts=4, quiet=1, width=32, top_k=2, heads=4, vocabulary=300, shards=1
-)
+from tests.builders import quantise
 
 
 @pytest.fixture(scope="module")
-def sound(tmp_path_factory):
-    directory = tmp_path_factory.mktemp("faults") / "sound"
-    write_checkpoint(directory, TINY)
-    return directory
+def sound(tiny, tmp_path_factory):
+    stored, _ = quantise(tiny("glm4_moe"), tmp_path_factory.mktemp("faults"), "channel")
+    return stored
 
 
 def is_code(name):
@@ -77,7 +72,7 @@ FAULTS = {
     "packed experts": (halved, "experts.*holds U8 codes"),
     "experts of another width": (
         narrowed,
-        r"\[16, 64\] hold 4096 elements, .*experts.down_proj.* 8192",
+        r"\[16, 64\] hold 8192 elements, .*experts.down_proj.* 4096",
     ),
 }
 

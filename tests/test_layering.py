@@ -21,7 +21,10 @@ ALLOWED = {
     "recoding": {"recoding", "model", "formats", "checkpoint"},
     "scoring": {"scoring", "checkpoint"},
     "calibration": {"calibration", "checkpoint"},
+    "hub": {"hub", "checkpoint"},
 }
+# On top of everything else: what whole jobs are made of, used by them and the command line alone.
+TOP = {"demo", "evaluation"}
 # Modules that may import torch without the forward pass being near.
 TORCH = {"model", "formats", "recoding"}
 TORCH_MODULES = {
@@ -82,6 +85,8 @@ def at_import(path):
 
 def folder(module):
     parts = module.split(".")
+    if parts[1:2] and parts[1] in TOP:
+        return ""
     return parts[1] if len(parts) > 2 or module in {f"reap_stream.{f}" for f in ALLOWED} else ""
 
 
@@ -153,7 +158,7 @@ def run(main, arguments):
         main(arguments)
 
 {code}
-found = {{"torch", "transformers", "huggingface_hub", "pyarrow"}} & set(sys.modules)
+found = {{"torch", "transformers", "huggingface_hub", "pyarrow", "datasets"}} & set(sys.modules)
 assert not found, found
 """
     done = subprocess.run(

@@ -138,7 +138,11 @@ def test_a_wheel_built_from_the_source_distribution_is_whole(tmp_path):
     assert built.returncode == 0, built.stderr[-2000:]
     (wheel,) = tmp_path.glob("*.whl")
     names = set(zipfile.ZipFile(wheel).namelist())
-    sources = {str(path.relative_to(ROOT)) for path in (ROOT / "reap_stream").rglob("*.py")}
-    assert sources | {"reap_stream/py.typed", "reap_stream/_native.pyi"} <= names
+    package = (path for path in (ROOT / "reap_stream").rglob("*") if path.is_file())
+    sources = {
+        str(path.relative_to(ROOT)) for path in package if path.suffix not in {".pyc", ".so"}
+    }
+    assert {"reap_stream/py.typed", "reap_stream/demo/model/tokenizer.json"} <= sources
+    assert sources <= names
     assert sum(name.endswith(".so") for name in names) == 1
     assert not [name for name in names if name.startswith(("tests/", "csrc/"))]

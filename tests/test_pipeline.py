@@ -182,6 +182,10 @@ def test_the_record_says_what_was_run(tiny, calibration, tmp_path):
     assert record["settings"]["propagate"] == "original"
     assert record["calibration"]["sources"] == list(calibration)
     assert (record["calibration"]["rows"], record["calibration"]["tokens"]) == (8, 156)
+    origins = record["calibration"]["origins"]
+    assert [origin["source"] for origin in origins] == list(calibration)
+    assert sum(origin["tokens"] for origin in origins) == 156
+    assert len({origin["sha256"] for origin in origins}) == len(calibration)
     assert record["source"]["architecture"] == "Glm4MoeForCausalLM"
     written = sum(tensor.nbytes for tensor in load_tensors(output).values())
     assert record["written_nbytes"] == written
