@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reap_stream.calibration.schemas import parse_field_map
+from reap_stream.checkpoint.providers import model_name
 from reap_stream.compaction import compact as run_compact
 from reap_stream.demo.data import training_record
 from reap_stream.demo.result import introduction
@@ -153,7 +154,7 @@ def verify(arguments: argparse.Namespace) -> None:
     )
     _say(
         f"{arguments.directory}: {report.tensors} tensors, {report.nbytes} bytes identical to "
-        f"{arguments.source}{_computed(report)}; {report.keep} experts in each of {_layers(report)}; "
+        f"{model_name(arguments.source)}{_computed(report)}; {report.keep} experts in each of {_layers(report)}; "
         f"{time.monotonic() - started:.1f} s · peak memory {gib(peak_resident_nbytes())} · "
         f"read {2 * report.nbytes / 1e9:.2f} GB"
     )

@@ -99,7 +99,7 @@ def introduction(record: Mapping[str, Any]) -> str:
         f"A Glm4MoeForCausalLM of {millions} parameters, in FP8, trained on {tokens} tokens of "
         "Python source, English\nprose and tool calls: 5 layers of 32 experts, 4 a token. It is "
         "pruned to three sizes in one pass, each\nis compared with the source byte by byte, and "
-        "all are run on text held out of training.\nA model this small was trained for an hour: "
+        "all are run on text held out of training.\nSo small a model, trained so briefly: "
         "what it loses says little about what yours would lose.\n"
         'Losses in nats a token; KL and top-1 against the original; "by chance" shows what '
         "the scores are worth."

@@ -53,7 +53,7 @@ def contestants(
     """
     written = [
         Contestant(label, number, model.architecture.num_experts)
-        for number, (label, model) in enumerate(zip(_names(paths), models, strict=True))
+        for number, (label, model) in enumerate(zip(_names(paths, models), models, strict=True))
     ]
     chooser = _Chooser(models[0], len({candidate.scores for candidate in candidates}) > 1)
     unwritten = [chooser.contestant(candidate) for candidate in candidates]
@@ -66,9 +66,9 @@ def contestants(
     return everyone
 
 
-def _names(paths: Sequence[Path]) -> list[str]:
-    """The directories' own names, or whole paths where these are not told apart by them."""
-    names = [path.resolve().name for path in paths]
+def _names(paths: Sequence[Path], models: Sequence[OpenedModel]) -> list[str]:
+    """The checkpoints' own names, or whole paths where these are not told apart by them."""
+    names = [model.checkpoint.name for model in models]
     return names if len(set(names)) == len(names) else [str(path) for path in paths]
 
 

@@ -1,0 +1,1 @@
+"""What pruning costs on the demo's model, seven questions; `benchmarks/quality/run.py` is the command."""
