@@ -43,6 +43,7 @@ def fields(result: dict[str, Any]) -> dict[str, str]:
         "top1": _table(found, "top1_agreement"),
         "differences": _differences(found),
         "domains": _by_domain(found),
+        "domains_verdict": _domains_verdict(found),
         "loss_verdict": _verdict(found, "loss"),
         "loss_led": _verdict(found, "loss").partition(" (")[0],
         "kl_verdict": _verdict(found, "kl"),
@@ -87,6 +88,23 @@ def _by_domain(found: dict[str, Any]) -> str:
         for d in DOMAINS
     ]
     return table(["criterion", *DOMAINS], [*rows, ["random", *chance]])
+
+
+def _domains_verdict(found: dict[str, Any]) -> str:
+    """Where REAP does not beat the mean of random draws, at the sparsity shown by domain."""
+    behind = []
+    for domain in DOMAINS:
+        reap = found[f"reap {BY_DOMAIN}"]["domains"][domain]["loss"]
+        drawn = [found[f"random-{seed} {BY_DOMAIN}"]["domains"][domain]["loss"] for seed in SEEDS]
+        chance, _ = mean_and_deviation(drawn)
+        if reap >= chance:
+            behind.append(f"{domain} (by {reap - chance:.3f} nats)")
+    if not behind:
+        return "REAP loses less than the mean of the random draws in every domain."
+    return (
+        f"REAP loses no less than the mean of the random draws on {', '.join(behind)}: a choice for "
+        "the mix of all domains can cost one of them."
+    )
 
 
 def _verdict(found: dict[str, Any], key: str) -> str:
