@@ -22,6 +22,7 @@ from reap_stream.evaluation.metrics import Comparison
 from reap_stream.evaluation.opening import OpenedEvaluation, open_evaluation
 from reap_stream.evaluation.positions import read_positions
 from reap_stream.evaluation.predictions import compare_predictions
+from reap_stream.evaluation.vocabulary import uncompared
 from reap_stream.progress import Progress
 from reap_stream.resident import peak_device_nbytes, peak_resident_nbytes
 from reap_stream.settings import EvalSettings
@@ -135,6 +136,7 @@ def _notes(opened: OpenedEvaluation) -> Iterator[str]:
                 f"{ready.run.model}: memory holds {slots} of {num_experts} experts of a layer; the "
                 "others were read again for every batch and candidate"
             )
+    yield from uncompared([ready.model for ready in opened.models])
     yield from _unlike(opened)
 
 

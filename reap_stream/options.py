@@ -193,8 +193,14 @@ def add_evaluation(parser: argparse.ArgumentParser) -> None:
         "--output",
         type=Path,
         metavar="FILE.json",
-        help="also write the JSON there; hidden states that memory has no room for go beside it, "
-        "else to the system's directory for temporary files (TMPDIR)",
+        help="also write the JSON there",
+    )
+    add(
+        "--scratch",
+        type=Path,
+        metavar="DIR",
+        help="directory on a disk for hidden states that memory has no room for (default: beside "
+        "--output, else the system's directory for temporary files, which may be memory too)",
     )
     add("--overwrite", action="store_true", help="replace an existing FILE.json")
 

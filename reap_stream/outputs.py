@@ -17,7 +17,7 @@ from reap_stream.checkpoint.job import Job
 from reap_stream.checkpoint.publish import finish_directory
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.committing import Committer
-from reap_stream.errors import OutputError
+from reap_stream.errors import OutputError, UsageError
 from reap_stream.kept_record import KEPT_FILE
 from reap_stream.model.opened import OpenedModel
 from reap_stream.pruning import (
@@ -30,6 +30,7 @@ from reap_stream.pruning import (
 )
 from reap_stream.scoring.choosing import Chooser
 from reap_stream.scoring.saliency import LayerStats, Scores
+from reap_stream.scoring.scores_file import save_scores
 from reap_stream.stored_scores import StoredScores
 
 Resident = Callable[[TensorRef], "np.ndarray[Any, Any] | None"]
@@ -189,11 +190,21 @@ class PrunedOutputs:
         layers = self.stored.layers
         self.chooser = self.chooser.knowing(layers)
         for variant in self._variants:
-            self.chooser.check(self._model.architecture.num_experts, variant.target.keep)
+            self._check_places(variant.target.keep)
         for index, stats in layers.items():
             if index not in self._kept[0]:
                 kept = self._write_experts(index, stats, lambda _: None)
                 self.committer.commit({"step": "experts", "layer": index, "kept": kept})
+
+    def _check_places(self, keep: int) -> None:
+        try:
+            self.chooser.check(self._model.architecture.num_experts, keep)
+        except UsageError as error:
+            # The pass is done: what it found must not be lost to a target that cannot be met.
+            path = self._job.path("scores.safetensors")
+            save_scores(path, self.stored.scores({}))
+            message = f"{error} (the scores are in {path}: give them to reap-stream compact)"
+            raise UsageError(message) from error
 
     def finish_rest(self) -> None:
         """Writes what no layer of the pass touched: embeddings, head, MTP layers, other parts."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from reap_stream.compaction import compact
 from reap_stream.errors import UsageError
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.pipeline import observe
+from reap_stream.scoring.choosing import Chooser
 from reap_stream.scoring.halves import half_of_row
 from reap_stream.scoring.saliency import LayerStats, Scores, expert_scores
 from reap_stream.scoring.scores_file import load_scores, save_scores
@@ -303,7 +305,8 @@ def test_weighted_sources_are_read_again_or_not_at_all(tiny, halved, tmp_path):
     pruned = prune_to(tmp_path / "pruned", source, halved, KEEP, source_weights=weights)
     assert run_record(pruned)["settings"]["source_weights"] == {first: 2.0, second: 0.0}
     card = (pruned / "README.md").read_text(encoding="utf-8")
-    assert f"Weights of calibration sources (others 1): `{first}` 2, `{second}` 0." in card
+    names = [Path(spec).name for spec in halved]
+    assert f"Weights of calibration sources (others 1): `{names[0]}` 2, `{names[1]}` 0." in card
     alone = prune_to(tmp_path / "alone", source, [first], KEEP)
     assert shards(pruned) == shards(alone)
     unweighted = prune_to(tmp_path / "unweighted", source, halved, KEEP)
@@ -332,3 +335,19 @@ def test_unknown_sources_are_named(tiny, calibration, tmp_path, capsys):
             KEEP,
             source_weights=(("prose.jsonl", 2.0),),
         )
+
+
+def test_scores_survive_a_target_that_protection_makes_impossible(
+    gifted, calibration, tmp_path, monkeypatch
+):
+    def refuse(*_arguments):
+        raise UsageError("too many are protected")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Chooser, "check", refuse)
+        with pytest.raises(UsageError, match="too many are protected") as caught:
+            prune_to(tmp_path / "out", gifted, calibration, KEEP, protect="super")
+    (scores,) = (tmp_path / ".out.reap-job").glob("scores.safetensors")
+    assert str(scores) in str(caught.value)
+    arguments = [gifted, "--scores", scores, "--output", tmp_path / "again", "--keep", KEEP]
+    assert main(["compact", *map(str, arguments)]) == 0

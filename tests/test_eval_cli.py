@@ -188,3 +188,12 @@ def test_the_package_offers_it(source, calibration):
     found = reap_stream.evaluate(settings)
     assert isinstance(found, reap_stream.Evaluation)
     assert "all (148 tokens predicted)" in found.table()
+
+
+@pytest.mark.parametrize(
+    "option", [("--method", "ean"), ("--source-weights", "a=2"), ("--protect", "super")]
+)
+def test_choices_without_scores_are_refused(option, command, source, calibration):
+    status, out, err = command(source, *of(calibration), *option)
+    assert (status, out) == (2, "")
+    assert f"{option[0]} says how experts are chosen from scores, and no scores are given" in err

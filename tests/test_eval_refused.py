@@ -133,6 +133,31 @@ def test_tokenizers_that_are_only_written_in_another_way(tiny, calibration, tmp_
 
 
 @pytest.mark.usefixtures("reads_layers")
+def test_a_tokenizer_that_cannot_be_compared_is_noted(tiny, calibration, tmp_path):
+    mine = json.dumps({"model": {"vocab": VOCABULARY}})
+    first, second = with_tokenizers(tiny("glm4_moe"), tmp_path, mine, mine)
+    notes = evaluate(eval_settings([first, second], calibration)).notes
+    assert not any("tokenizer" in note for note in notes)
+    (second / "tokenizer.json").unlink()
+    notes = evaluate(eval_settings([first, second], calibration)).notes
+    assert any(f"{second}: has no tokenizer file" in note for note in notes)
+
+
+@pytest.mark.usefixtures("reads_layers")
+@pytest.mark.parametrize("guilty", [0, 1])
+def test_hidden_states_that_are_no_numbers(guilty, tiny, calibration, tmp_path):
+    models = with_tokenizers(tiny("glm4_moe"), tmp_path, "{}", "{}")
+    name = "model.layers.1.input_layernorm.weight"
+    tensors = load_tensors(models[guilty])
+    tensors[name] = torch.full_like(tensors[name], torch.nan)
+    shutil.rmtree(models[guilty])
+    write_checkpoint(models[guilty], tensors, read_config(models[1 - guilty]))
+    label = models[guilty].name
+    with pytest.raises(ForwardError, match=f"^{label}: the hidden states behind layer 1 are not"):
+        evaluate(eval_settings(models, calibration))
+
+
+@pytest.mark.usefixtures("reads_layers")
 def test_predictions_that_are_no_numbers(tiny, calibration, tmp_path):
     source = tiny("glm4_moe")
     pruned = prune_to(tmp_path / "pruned", source, calibration, 4)

@@ -164,6 +164,11 @@ def test_columns_of_messages_are_rows():
         normalise_messages({"role": ["user"], "content": []}, "here")
 
 
+def test_an_answer_may_be_null():
+    message = {"role": "assistant", "content": None}
+    assert normalise_messages([message], "here") == [{"role": "assistant", "content": ""}]
+
+
 MALFORMED = [
     ("[", r"here: is text and no JSON"),
     ("[" * 100_000, r"here: is text and no JSON"),

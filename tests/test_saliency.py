@@ -197,6 +197,7 @@ def test_merge_keeps_what_metadata_agree_on_and_inputs_whole():
             "number of experts is 6, not 5",
         ),
         ({"sources": ("a", "a")}, "no source twice"),
+        ({"metadata": {"propagate": "pruned"}}, "propagation is pruned, not None"),
     ],
 )
 def test_merge_refuses_what_does_not_belong_together(other, match):
@@ -204,6 +205,13 @@ def test_merge_refuses_what_does_not_belong_together(other, match):
         merge_scores([make_scores(0), make_scores(1, **other)])
     with pytest.raises(CalibrationError, match="no scores"):
         merge_scores([])
+
+
+def test_merge_refuses_the_same_rows_twice():
+    runs = [make_scores(n, metadata={"calibration_sha256": text}) for n, text in enumerate("aba")]
+    assert merge_scores(runs[:2]).metadata == {}
+    with pytest.raises(CalibrationError, match=r"scores 3 were taken on the same .* as scores 1"):
+        merge_scores(runs)
 
 
 @given(

@@ -113,8 +113,12 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         role, content, calls = "assistant", None, content
     text, thought = _content(content, where, is_result=role == "tool")
     reasoning = _reasoning(message, where) or thought
-    if content is None and not calls and not reasoning:
-        raise CalibrationError(f"{where} has fields {_found(message)}: it needs role and content")
+    # An answer that said nothing is published as null.
+    silent = role == "assistant" and "content" in message
+    if content is None and not (calls or reasoning or silent):
+        raise CalibrationError(
+            f"{where} has fields {_found(message)}: it needs role and content, neither of them null"
+        )
     result = {
         key: value for key, value in message.items() if key not in _TRANSLATED and value is not None
     }

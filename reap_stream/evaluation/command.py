@@ -42,7 +42,6 @@ def eval_settings(arguments: argparse.Namespace) -> EvalSettings:
     Raises:
         UsageError: arguments that do not go together, or malformed ones.
     """
-    output: Path | None = arguments.output
     return EvalSettings(
         models=tuple(arguments.models),
         text=tuple(arguments.text),
@@ -54,11 +53,19 @@ def eval_settings(arguments: argparse.Namespace) -> EvalSettings:
         device=arguments.device,
         compute_dtype=arguments.compute_dtype,
         memory=None if arguments.memory is None else parse_nbytes(arguments.memory),
-        scratch=None if output is None else output.absolute().parent,
+        scratch=_scratch(arguments),
         trust_remote_code=arguments.trust_remote_code,
         pack=arguments.pack,
         field_map=parse_field_map(arguments.map),
     )
+
+
+def _scratch(arguments: argparse.Namespace) -> Path | None:
+    if arguments.scratch is not None or arguments.output is None:
+        directory: Path | None = arguments.scratch
+        return directory
+    output: Path = arguments.output
+    return output.absolute().parent
 
 
 def _candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
@@ -71,6 +78,7 @@ def _candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
         )
         raise UsageError(message)
     if not arguments.scores:
+        _refuse_choices(arguments)
         return
     for scores in arguments.scores:
         for choice in _choices(arguments, scores):
@@ -79,6 +87,21 @@ def _candidates(arguments: argparse.Namespace) -> Iterator[Candidate]:
                     yield Candidate(scores, choice=choice, sparsity=target.strip())
                 else:
                     yield Candidate(scores, _count(target), choice)
+
+
+def _refuse_choices(arguments: argparse.Namespace) -> None:
+    """Refuses options that would choose experts where nothing is chosen."""
+    for option, value, default in (
+        ("--method", arguments.method, "reap"),
+        ("--source-weights", arguments.source_weights, None),
+        ("--protect", arguments.protect, "none"),
+    ):
+        if value != default:
+            message = (
+                f"{option} says how experts are chosen from scores, and no scores are given: add "
+                "--scores and --sparsity, or leave it out"
+            )
+            raise UsageError(message)
 
 
 def _choices(arguments: argparse.Namespace, scores: Path) -> list[ChoiceSettings]:

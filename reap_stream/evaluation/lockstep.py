@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from typing_extensions import Self
 
 from reap_stream import _native
 from reap_stream.calibration.activations import HiddenStates
 from reap_stream.checkpoint.reader import Reader
+from reap_stream.errors import ForwardError
 from reap_stream.evaluation.metrics import HiddenError
 from reap_stream.evaluation.opening import OpenedEvaluation
 from reap_stream.evaluation.positions import Positions
@@ -131,5 +133,21 @@ class Lockstep:
             for start in range(0, reference.num_tokens, step):
                 stop = min(start + step, reference.num_tokens)
                 sources = self._positions.sources[start:stop]
-                error.add(states.load(start, stop), reference.load(start, stop), sources)
+                self._add(error, way, index, slice(start, stop), sources)
             self.errors[way][index] = error.relative_error()
+
+    def _add(
+        self, error: HiddenError, way: int, index: int, tokens: slice, sources: torch.Tensor
+    ) -> None:
+        own, reference = (
+            states.load(tokens.start, tokens.stop) for states in (self.states[way], self.states[0])
+        )
+        try:
+            error.add(own, reference, sources)
+        except ForwardError as problem:
+            guilty = way if bool(reference.isfinite().all()) else 0
+            message = (
+                f"{self._opened.contestants[guilty].label}: the hidden states behind layer {index} "
+                "are not finite numbers: the weights are damaged, or need --compute-dtype float32"
+            )
+            raise ForwardError(message) from problem

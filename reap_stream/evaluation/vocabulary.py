@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,18 @@ def check_vocabularies(models: Sequence[OpenedModel]) -> None:
             raise UsageError(message)
         for name in _FILES:
             _check_file(first.checkpoint.directory / name, other.checkpoint.directory / name)
+
+
+def uncompared(models: Sequence[OpenedModel]) -> Iterator[str]:
+    """A note for each model whose tokenizer could not be compared with the first model's."""
+    mine = {name for name in _FILES if (models[0].checkpoint.directory / name).exists()}
+    for other in models[1:]:
+        directory = other.checkpoint.directory
+        if not any((directory / name).exists() for name in mine):
+            yield (
+                f"{directory}: has no tokenizer file that {models[0].checkpoint.directory} has too: "
+                "taken to have the same tokenizer, since its vocabulary is as long"
+            )
 
 
 def _vocabulary(model: OpenedModel) -> int:

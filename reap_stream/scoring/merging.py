@@ -12,6 +12,9 @@ from reap_stream.scoring.saliency import LayerStats, Scores
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+_ROWS = "calibration_sha256"
+_PROPAGATE = "propagate"
+
 
 def merge_scores(runs: Sequence[Scores]) -> Scores:
     """Merge several calibration runs of one model.
@@ -21,7 +24,8 @@ def merge_scores(runs: Sequence[Scores]) -> Scores:
     all have them.
 
     Raises:
-        CalibrationError: no run is given, or two differ in model, layers or experts.
+        CalibrationError: no run is given, two differ in model, layers, experts or
+            propagation, or two were taken on the same calibration rows.
     """
     if not runs:
         raise CalibrationError("no scores to merge: give at least one file")
@@ -29,6 +33,7 @@ def merge_scores(runs: Sequence[Scores]) -> Scores:
     for number, run in enumerate(runs, start=1):
         run.check(f"scores {number}")
         _check_same_model(first, run, number)
+        _check_other_rows(runs[: number - 1], run, number)
     sources = tuple(dict.fromkeys(label for run in runs for label in run.sources))
     layers: dict[int, LayerStats] = {}
     for layer in sorted(first.layers):
@@ -48,10 +53,21 @@ def _check_same_model(first: Scores, run: Scores, number: int) -> None:
         ("model", first.model_fingerprint, run.model_fingerprint),
         ("number of experts", first.num_experts, run.num_experts),
         ("MoE layers", sorted(first.layers), sorted(run.layers)),
+        ("propagation", first.metadata.get(_PROPAGATE), run.metadata.get(_PROPAGATE)),
     ):
         if mine != other:
             raise CalibrationError(
                 f"scores {number} cannot be merged with scores 1: their {what} is {other}, not {mine}"
+            )
+
+
+def _check_other_rows(before: Sequence[Scores], run: Scores, number: int) -> None:
+    rows = run.metadata.get(_ROWS)
+    for earlier, known in enumerate(before, start=1):
+        if rows is not None and known.metadata.get(_ROWS) == rows:
+            raise CalibrationError(
+                f"scores {number} were taken on the same calibration rows as scores {earlier} "
+                f"(sha256 {rows[:12]}…) and would count twice: leave one of them out"
             )
 
 
