@@ -69,11 +69,11 @@ def compact(
         "source": model.checkpoint.fingerprint,
         "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
     }
-    prefetch_files(model.checkpoint.shards)
     with ExitStack() as stack:
         job = stack.enter_context(open_job(output.output, settings, output))
         if job.is_published:
             return clean_up(job, started)
+        prefetch_files(model.checkpoint.shards)
         outputs = PrunedOutputs(model, variants, job, scores.sources, chooser, mtp.kind)
         stack.enter_context(outputs.committer)
         with byte_bar(sum(variant.plan.total_size for variant in variants)) as bar:
@@ -116,7 +116,7 @@ def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
         message = (
             f"{path}: these scores were taken on another model (fingerprint "
             f"{scores.model_fingerprint[:12]}…, {model.checkpoint.directory} has "
-            f"{model.checkpoint.fingerprint[:12]}…)"
+            f"{model.checkpoint.fingerprint[:12]}…){_other_identity(model)}"
         )
         raise UsageError(message)
     missing = [layer for layer in architecture.moe_layers if layer not in scores.layers]
@@ -126,3 +126,10 @@ def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
             f"model has {len(architecture.moe_layers)} MoE layers of {architecture.num_experts}"
         )
         raise UsageError(message)
+
+
+def _other_identity(model: OpenedModel) -> str:
+    """What to do where both are one model after all, told apart by where it was read."""
+    if model.checkpoint.origin is None:
+        return "; scores that were taken on a model of the Hub need its id here, not a directory"
+    return "; scores that were taken on a directory need that directory here, not the Hub's id"

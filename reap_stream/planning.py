@@ -264,7 +264,7 @@ def _choice_warnings(run: RunSettings) -> Iterator[str]:
     if run.protect != "none":
         yield (
             f"--protect {run.protect}: experts are chosen once all layers are scored, so prune reads "
-            "them from the source a second time to write them"
+            "them from the source a second time to write them, and refuses --evict"
         )
 
 

@@ -26,7 +26,9 @@ def local_sources(command: str, arguments: argparse.Namespace) -> Iterator[None]
 
     Raises:
         CheckpointError: a model cannot be had.
+        UsageError: `--evict` cannot be carried out.
     """
+    _check_evict(command, arguments)
     with ExitStack() as stack:
         for key in _ARGUMENTS:
             given = getattr(arguments, key, None)
@@ -36,6 +38,17 @@ def local_sources(command: str, arguments: argparse.Namespace) -> Iterator[None]
                 paths = [_opened(stack, command, arguments, path) for path in given]
                 setattr(arguments, key, paths)
         yield
+
+
+def _check_evict(command: str, arguments: argparse.Namespace) -> None:
+    protect = getattr(arguments, "protect", "none")
+    if command == "prune" and getattr(arguments, "evict", False) and protect != "none":
+        message = (
+            f"--protect {protect} chooses experts when all layers are scored, and their shards are "
+            f"deleted by then: give observe --evict, then compact --protect {protect}, or leave out "
+            "--evict"
+        )
+        raise UsageError(message)
 
 
 def _opened(

@@ -20,6 +20,7 @@ from reap_stream.checkpoint.format_change import KEPT, FormatChange
 from reap_stream.checkpoint.index import INDEX_NAME
 from reap_stream.checkpoint.layout import plan_layout
 from reap_stream.checkpoint.pieces import kept_faults
+from reap_stream.checkpoint.providers import prefetch_files
 from reap_stream.checkpoint.publish import RECORDS, carried_files, side_file_chunks
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
@@ -236,6 +237,7 @@ class _Check:
         comparison = Comparison(
             self._written.tensors, self._source.tensors, self._facts.roles, kept
         )
+        prefetch_files(self._source.shards)
         with Reader() as reader:
             for difference in comparison.differences(outs, reader, advance):
                 yield str(difference)

@@ -10,7 +10,6 @@ from typing import Any
 from reap_stream.auditing import audit
 from reap_stream.checkpoint.configedit import mtp_layer_count
 from reap_stream.checkpoint.files import read_small
-from reap_stream.checkpoint.providers import prefetch_files
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
@@ -50,7 +49,6 @@ def verify_directory(
     mtp = _mtp_kind(model, written, directory / KEPT_FILE)
     model = _recoded(model, directory, mtp)
     facts = source_facts(model, mtp)
-    prefetch_files(model.checkpoint.shards)
     with byte_bar(model.checkpoint.nbytes) as bar:
 
         def advance(done: int, total: int) -> None:

@@ -141,14 +141,18 @@ def test_access_must_be_had(hub, source, fetch, code, repository, hint, evict, m
 @pytest.mark.parametrize(
     ("name", "hint"),
     [
-        ("org/nothing", "neither such a path nor such a model"),
+        ("org/nothing", "there is no such model; for a private one: hf auth login"),
         (f"{NAME}@no-such-branch", "no such revision"),
-        ("org/a--b", "neither a path that exists nor an id"),
+        ("org/a--b", "ids there are not spelt so"),
     ],
 )
 def test_a_model_that_is_not_there(hub, capsys, name, hint):
+    """It may be a path that is misspelt, and `inspect` has nothing to resume."""
     assert main(["inspect", name]) == 2
-    assert hint in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert f"reap-stream: there is no path {name} here; asked the Hub: " in said
+    assert hint in said
+    assert "--resume" not in said
 
 
 def test_a_server_that_is_away(monkeypatch, tmp_path, capsys):

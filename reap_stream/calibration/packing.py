@@ -46,6 +46,7 @@ def fill(
     documents = _Documents(room, length)
     random = np.random.default_rng(seed)
     skipped = seen = 0
+    gave_up = False
     for number, make in enumerate(candidates if room != 0 else ()):
         key = -random.random()
         seen += 1
@@ -53,8 +54,11 @@ def fill(
             skipped += not documents.add(key, number, make())
         if window is not None and documents.full and window.is_enough(seen, documents.count):
             break
+        if window is not None and not documents.full and window.is_hopeless(seen, documents.count):
+            gave_up = True
+            break
     rows = [row for document in documents.fitted() for row in _segments(document, length)]
-    return Drawn(rows, skipped, seen)
+    return Drawn(rows, skipped, seen, gave_up)
 
 
 def _segments(document: Tokens, length: int) -> list[Tokens]:

@@ -21,6 +21,9 @@ from reap_stream.calibration.encoding import NOTHING_NEW, Tokens
 MIN_ROW_TOKENS: Final = 2
 """A row of one token has no context to calibrate with and nothing to predict."""
 
+# How many times as many candidates as would be enough are seen before a stream is given up.
+_PATIENCE: Final = 10
+
 Candidate = Callable[[], Tokens]
 """Makes a row when called."""
 
@@ -41,6 +44,10 @@ class Window:
         """Whether the stream can end here, with nothing missing from what was asked for."""
         return seen >= max(self.least, self.per_row * drawn)
 
+    def is_hopeless(self, seen: int, usable: int) -> bool:
+        """Whether usable rows are so rare that the stream ends here, though some are missing."""
+        return seen >= _PATIENCE * max(self.least, self.per_row * usable)
+
 
 @dataclass(frozen=True, slots=True)
 class Drawn:
@@ -50,11 +57,13 @@ class Drawn:
         rows: those drawn, in their own order.
         skipped: how many were too short to be of use; of those not made nobody knows.
         seen: how many there were to choose from.
+        gave_up: a stream was left before its end with too few usable rows.
     """
 
     rows: list[Tokens]
     skipped: int
     seen: int
+    gave_up: bool = False
 
 
 def draw(
@@ -74,6 +83,7 @@ def draw(
     random = np.random.default_rng(seed)
     drawn: list[tuple[float, int, Tokens]] = []
     skipped = seen = 0
+    gave_up = False
     for number, make in enumerate(candidates if limit != 0 else ()):
         key = -random.random()
         seen += 1
@@ -88,8 +98,11 @@ def draw(
                 heapq.heappush(drawn, (key, number, tokens))
         if window is not None and len(drawn) == limit and window.is_enough(seen, len(drawn)):
             break
+        if window is not None and len(drawn) != limit and window.is_hopeless(seen, len(drawn)):
+            gave_up = True
+            break
     rows = [tokens for _, _, tokens in sorted(drawn, key=lambda entry: entry[1])]
-    return Drawn(rows, skipped, seen)
+    return Drawn(rows, skipped, seen, gave_up)
 
 
 def shares(limit: int | None, parts: int) -> list[int | None]:

@@ -86,13 +86,19 @@ class Source:
         turns = chain.from_iterable(zip_longest(*(part.rows for part in drawn)))
         rows = [tokens for tokens in turns if tokens is not None]
         skipped = sum(part.skipped for part in drawn)
+        seen, gave_up = sum(part.seen for part in drawn), any(part.gave_up for part in drawn)
         if not rows:
+            end = (
+                "; no more are read: save those of use to a file, give its path" if gave_up else ""
+            )
             raise CalibrationError(
                 f"calibration SPEC {self.spec.text!r} holds no row of at least {MIN_ROW_TOKENS}"
-                f" tokens ({skipped} shorter ones)"
+                f" tokens ({skipped} shorter ones){end}"
             )
         notes = [f"{self.spec.text}: {note}" for note in self._notes(rows, skipped, rules)]
-        return Loaded(rows, sum(part.seen for part in drawn), notes)
+        if gave_up:
+            notes.append(f"{self.spec.text}: so few rows are of use that it was read no further")
+        return Loaded(rows, seen, notes)
 
     def _notes(self, rows: list[Tokens], skipped: int, rules: Rules) -> Iterator[str]:
         if skipped:

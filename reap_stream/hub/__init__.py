@@ -5,6 +5,8 @@
     starts      headers of shards by range requests
     transfer    one file onto the disk: into the Hub's cache, or into a work directory
     provider    which shards are here, on their way, or not needed any more
+    work_directory  shards that are deleted after use, and nothing else
+    interrupts  Ctrl-C does not wait for a shard
     opening     all of that behind a directory, for the length of a command
     errors      what huggingface_hub raises, with what to do about it
 

@@ -25,10 +25,8 @@ _OFFLINE: Final = (
     "it is not in the cache and the Hub was not asked: unset HF_HUB_OFFLINE, or fetch the model"
     " first where there is a network"
 )
-_NOT_FOUND: Final = (
-    "there is neither such a path nor such a model on the Hub; for a private one: hf auth login"
-)
-_BROKEN: Final = "the connection did not hold: try again (--resume goes on with a half-done job)"
+_NOT_FOUND: Final = "there is no such model; for a private one: hf auth login"
+_BROKEN: Final = "the connection did not hold: try again"
 _FORBIDDEN: Final = 403
 _TOO_MANY: Final = 429
 
@@ -79,7 +77,7 @@ def _hint(raised: Exception, repository: str) -> str:
         ((RevisionNotFoundError,), f"no such revision: {page}/commits/main lists them"),
         ((RemoteEntryNotFoundError,), f"the repository lacks the file: see {page}/tree/main"),
         ((DisabledRepoError,), f"the Hub has closed access to it: see {page}"),
-        ((HFValidationError,), "this is neither a path that exists nor an id on the Hub"),
+        ((HFValidationError,), "ids there are not spelt so"),
         ((HfHubHTTPError,), ""),
         ((TRANSPORT_ERROR,), _BROKEN),
     )
@@ -93,4 +91,4 @@ def _status_hint(error: BaseException, page: str) -> str:
         return "the Hub asks to slow down: wait some minutes, or log in with: hf auth login"
     if status == _FORBIDDEN:
         return f"access is refused: check the token's rights (hf auth whoami) and {page}"
-    return "try again (--resume goes on with a half-done job)"
+    return "try again"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from enum import Enum
@@ -12,17 +11,18 @@ from typing import TYPE_CHECKING, Final
 from huggingface_hub import constants, hf_hub_download
 
 from reap_stream.checkpoint.configedit import SIDE_FILES_NAMING_MODULES
-from reap_stream.checkpoint.disk import free_nbytes, output_errors
+from reap_stream.checkpoint.disk import free_nbytes
 from reap_stream.checkpoint.index import INDEX_NAME, read_index, shard_names
-from reap_stream.checkpoint.lock import Lock
 from reap_stream.checkpoint.providers import provided
 from reap_stream.checkpoint.side_files import sort_names
 from reap_stream.checkpoint.source import CONFIG_NAME
 from reap_stream.errors import CheckpointError
 from reap_stream.hub.errors import explained
+from reap_stream.hub.interrupts import stopped_by_interrupts
 from reap_stream.hub.listing import Listing, list_model
 from reap_stream.hub.provider import HubProvider
 from reap_stream.hub.transfer import LIBRARY, CachePlace, WorkPlace, fetch_small
+from reap_stream.hub.work_directory import check_work_directory, work_directory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -59,8 +59,10 @@ def opened_hub_model(
 
     Raises:
         CheckpointError: the model cannot be had.
-        UsageError: another process uses the work directory.
+        UsageError: another process uses the work directory, or it is not this package's.
     """
+    if work is not None:
+        check_work_directory(work)
     listing = list_model(name)
     snapshot = _fetch_config(listing)
     _note_branch(name, listing)
@@ -72,7 +74,7 @@ def opened_hub_model(
                 _check_room(provider)
             yield snapshot
         return
-    with _work_directory(work, listing.origin.revision) as own:
+    with work_directory(work, listing.origin.revision) as own:
         place = WorkPlace(listing.origin, own, cache, snapshot.parent.parent / "blobs")
         with _behind(HubProvider(listing, snapshot, place)):
             yield snapshot
@@ -82,7 +84,8 @@ def opened_hub_model(
 def _behind(provider: HubProvider) -> Iterator[HubProvider]:
     with provided(provider):
         try:
-            yield provider
+            with stopped_by_interrupts(provider):
+                yield provider
         finally:
             provider.close()
 
@@ -137,32 +140,3 @@ def _fetch_beside(listing: Listing, need: Need, *, code: bool) -> None:
 def _fetch(listing: Listing, name: str) -> Path:
     with explained(listing.origin.repository, f"fetching {name}"):
         return fetch_small(listing.origin, listing.files[name], offline=listing.offline)
-
-
-@contextmanager
-def _work_directory(work: Path, revision: str) -> Iterator[Path]:
-    """The shards' directory: deleted when all went well, kept for the next run when not."""
-    with output_errors(work):
-        work.mkdir(parents=True, exist_ok=True)
-    lock, own = Lock.acquire(work / "lock"), work / revision
-    try:
-        with output_errors(work):
-            for entry in work.iterdir():
-                if entry.name not in ("lock", revision):
-                    shutil.rmtree(entry)
-            own.mkdir(exist_ok=True)
-        yield own
-        with output_errors(own):
-            shutil.rmtree(own)
-    finally:
-        with output_errors(work):
-            _remove_if_empty(own, work)
-        lock.release()
-
-
-def _remove_if_empty(own: Path, work: Path) -> None:
-    if own.exists() and any(path.is_file() for path in own.rglob("*")):
-        return
-    shutil.rmtree(own, ignore_errors=True)
-    (work / "lock").unlink(missing_ok=True)
-    work.rmdir()

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future
+from concurrent.futures import Future, InvalidStateError
+from contextlib import suppress
 from typing import TYPE_CHECKING, Final, NoReturn
 
 from reap_stream.checkpoint.header import read_header_bytes
@@ -121,12 +122,23 @@ class HubProvider:
                 self._coming.pop(name, None)
             self._place.drop(self._file(name))
 
-    def close(self) -> None:
-        """Sends for nothing more, and breaks off what is on its way where that can be done."""
+    def stop(self) -> None:
+        """Sends for nothing more; who waits for a shard is told so.
+
+        Waits for nothing, and may be called from a signal handler.
+        """
         with self._condition:
             self._closed = True
+            self._queue.clear()
             self._condition.notify_all()
+            coming = list(self._coming.values())
         self._place.stop()
+        for future in coming:
+            _fail(future, _broken_off())
+
+    def close(self) -> None:
+        """`stop`, and breaks off what is on its way where that can be done."""
+        self.stop()
         for thread in self._threads:
             thread.join(_PATIENCE_SECONDS)
 
@@ -152,15 +164,18 @@ class HubProvider:
                     self._queue.remove(file.name)
                     self._queue.appendleft(file.name)
                 return
-            made: Future[Path] = Future()
-            self._coming[file.name] = made
+            if self._closed:
+                raise _broken_off()
+            # What can fail comes first: a shard that is said to come is waited for.
             place = self._present(file)
+            made: Future[Path] = Future()
             if place is not None:
                 made.set_result(place)
-                return
-            (self._queue.appendleft if urgent else self._queue.append)(file.name)
-            self._start_threads()
-            self._condition.notify()
+            else:
+                self._start_threads()
+                (self._queue.appendleft if urgent else self._queue.append)(file.name)
+                self._condition.notify()
+            self._coming[file.name] = made
 
     def _wait(self, file: RemoteFile) -> Path:
         with explained(self.origin.repository, f"fetching {file.name}", ReadError):
@@ -182,12 +197,25 @@ class HubProvider:
                 name = self._queue.popleft()
                 coming = self._coming[name]
             try:
-                coming.set_result(self._place.fetch(self._listing.files[name]))
+                place = self._place.fetch(self._listing.files[name])
             except BaseException as error:  # noqa: BLE001 - raised again where the shard is waited for
-                coming.set_exception(error)
+                _fail(coming, error)
+            else:
+                # `stop` may have told those who wait already.
+                with suppress(InvalidStateError):
+                    coming.set_result(place)
 
     def _refuse_offline(self, name: str) -> NoReturn:
         raise CheckpointError(
             f"{self.origin}: {name} is not in the cache and offline mode is on: unset"
             " HF_HUB_OFFLINE, or fetch the model where there is a network"
         )
+
+
+def _fail(coming: Future[Path], error: BaseException) -> None:
+    with suppress(InvalidStateError):
+        coming.set_exception(error)
+
+
+def _broken_off() -> ReadError:
+    return ReadError("the transfer was broken off, since the command ended")

@@ -9,7 +9,7 @@ into a work directory   for shards that are deleted once they are used. A transf
 from __future__ import annotations
 
 import hashlib
-import threading
+from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO, Final, Protocol, cast
 
@@ -139,7 +139,7 @@ class WorkPlace:
         self._directory = directory
         self._cache = cache
         self._blobs = blobs
-        self._stopped = threading.Event()
+        self._stopped = False
 
     def present(self, file: RemoteFile) -> Path | None:
         """The file in the cache, at whatever commit it came there, or in the directory."""
@@ -172,7 +172,7 @@ class WorkPlace:
                 if stream.tell() > file.nbytes:
                     stream.truncate(0)
                     stream.seek(0)
-                _get(_Stoppable(stream, self._stopped), file, self._origin)
+                _get(_Stoppable(stream, lambda: self._stopped), file, self._origin)
 
         def progress() -> int:
             return partial.stat().st_size if partial.exists() else 0
@@ -185,13 +185,14 @@ class WorkPlace:
 
     def stop(self) -> None:
         """Lets transfers fail at their next bytes; what came stays."""
-        self._stopped.set()
+        # No lock: a signal handler may be here twice.
+        self._stopped = True
 
 
 class _Stoppable:
     """A file that takes no more bytes once it is told to stop."""
 
-    def __init__(self, stream: BinaryIO, stopped: threading.Event) -> None:
+    def __init__(self, stream: BinaryIO, stopped: Callable[[], bool]) -> None:
         self._stream = stream
         self._stopped = stopped
         self.tell = stream.tell
@@ -199,7 +200,7 @@ class _Stoppable:
         self.truncate = stream.truncate
 
     def write(self, data: bytes) -> int:
-        if self._stopped.is_set():
+        if self._stopped():
             raise ReadError("the transfer was broken off, since the command ended")
         return self._stream.write(data)
 
@@ -233,8 +234,8 @@ def _check_room(directory: Path, name: str, nbytes: int) -> None:
     free = free_nbytes(directory)
     if free < nbytes:
         raise ReadError(
-            f"{directory}: the disk has {free} bytes free, {name} needs {nbytes}; make room and go"
-            " on with --resume"
+            f"{directory}: the disk has {free} bytes free, {name} needs {nbytes}; make room, then"
+            " try again"
         )
 
 
