@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reap_stream import __version__
-from reap_stream.errors import InterruptedRunError, ReapStreamError
+from reap_stream.errors import InterruptedRunError, ReadError, ReapStreamError
 from reap_stream.options import (
     MODEL_HELP,
     add_again,
     add_calibration,
+    add_card,
     add_choice,
     add_evaluation,
     add_evict,
@@ -26,6 +27,7 @@ from reap_stream.options import (
     add_packing,
     add_run_options,
     add_targets,
+    add_upload,
     add_writing,
 )
 
@@ -47,20 +49,23 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         arguments.run(arguments)
     except ReapStreamError as error:
-        print(f"reap-stream: {error}", file=sys.stderr)  # noqa: T201 - this is the command line
+        # What could not be read may be there the next time; other errors say what to do themselves.
+        hint = _resume_hint(arguments) if isinstance(error, ReadError) else ""
+        print(f"reap-stream: {error}{hint and '.'}{hint}", file=sys.stderr)  # noqa: T201 - this is the command line
         return error.exit_code
     except KeyboardInterrupt:
-        hint = " The same command with --resume goes on." if _has_job(arguments) else ""
+        hint = _resume_hint(arguments)
         print(f"\nreap-stream: interrupted.{hint}", file=sys.stderr)  # noqa: T201 - as above
         return InterruptedRunError.exit_code
     return 0
 
 
-def _has_job(arguments: argparse.Namespace) -> bool:
-    """Whether there is something for `--resume` to go on with."""
+def _resume_hint(arguments: argparse.Namespace) -> str:
+    """A sentence that names `--resume`, where there is something for it to go on with."""
     from reap_stream.checkpoint.job import stored_settings
 
-    return hasattr(arguments, "resume") and stored_settings(arguments.output) is not None
+    has_job = hasattr(arguments, "resume") and stored_settings(arguments.output) is not None
+    return " The same command with --resume goes on." if has_job else ""
 
 
 def _let_threads_sleep() -> None:
@@ -93,6 +98,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_verify(commands)
     _add_eval(commands)
     _add_demo(commands)
+    _add_card(commands)
+    _add_upload(commands)
     return parser
 
 
@@ -221,3 +228,15 @@ def _add_demo(commands: _Commands) -> None:
         metavar="DIR",
         help="keep everything there (default: a scratch folder)",
     )
+
+
+def _add_card(commands: _Commands) -> None:
+    text = "render README.md of a pruned checkpoint anew, from its records"
+    parser = _command(commands, "card", text, model=False)
+    add_card(parser)
+
+
+def _add_upload(commands: _Commands) -> None:
+    text = "check a pruned checkpoint, put it on the Hub and read it back; again, to resume"
+    parser = _command(commands, "upload", text, model=False)
+    add_upload(parser)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reap_stream.calibration.schemas import parse_field_map
+from reap_stream.card.command import card
 from reap_stream.checkpoint.providers import model_name
 from reap_stream.compaction import compact as run_compact
 from reap_stream.demo.data import training_record
@@ -29,10 +30,23 @@ from reap_stream.scoring.scores_file import check_scores_file, load_scores, save
 from reap_stream.scoring.weights import parse_source_weights
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
 from reap_stream.tables import inspection_text, plan_text
+from reap_stream.upload.command import upload
 from reap_stream.verification import VerificationReport
 from reap_stream.verifying import verify_directory
 
-__all__ = ["compact", "demo", "evaluate", "inspect", "merge", "observe", "plan", "prune", "verify"]
+__all__ = [
+    "card",
+    "compact",
+    "demo",
+    "evaluate",
+    "inspect",
+    "merge",
+    "observe",
+    "plan",
+    "prune",
+    "upload",
+    "verify",
+]
 
 
 def run_settings(arguments: argparse.Namespace) -> RunSettings:

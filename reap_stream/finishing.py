@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reap_stream.auditing import audit
-from reap_stream.card import render_card
+from reap_stream.card.writing import card_documents
 from reap_stream.checkpoint.job import (
     Job,
     check_new_job,
@@ -88,7 +88,7 @@ def publish_outputs(
         return {
             SCORES_FILE: scores_path.read_bytes(),
             RUN_FILE: summary.document(),
-            "README.md": render_card(model, variant, summary),
+            **card_documents(model, variant, summary),
         }
 
     outputs.write_documents(documents, output.mtp)

@@ -225,3 +225,36 @@ def add_evict(parser: argparse.ArgumentParser) -> None:
         help="of a model on the Hub: keep its shards beside the output instead of in the cache, "
         "and delete each once no later layer needs it",
     )
+
+
+def add_card(parser: argparse.ArgumentParser) -> None:
+    """Which checkpoint's card, and what is new to it."""
+    add = parser.add_argument
+    add("directory", type=Path, metavar="DIR", help="the pruned checkpoint")
+    add(
+        "--eval",
+        type=Path,
+        metavar="FILE.json",
+        help="result of `eval --json` or `eval --output` with the source first and this checkpoint "
+        "after it; it is copied to DIR/reap/eval.json",
+    )
+    add(
+        "--base-model",
+        metavar="ORG/NAME[@REVISION]",
+        help="the source's id on the Hub, where it was given as a directory",
+    )
+
+
+def add_upload(parser: argparse.ArgumentParser) -> None:
+    """What goes where on the Hub."""
+    add = parser.add_argument
+    add("directory", type=Path, metavar="DIR", help="the pruned checkpoint")
+    add("repository", metavar="REPO_ID", help="its repository, org/name; made if it is not there")
+    add("--public", action="store_true", help="everyone may see it (default: private)")
+    add("--revision", metavar="BRANCH", help="branch to write to (default: main)")
+    add("--commit-message", metavar="TEXT", help="first line of the commit's message")
+    add(
+        "--dry-run",
+        action="store_true",
+        help="list every file and its length; nothing is asked of the Hub",
+    )

@@ -1,0 +1,289 @@
+"""A server on loopback that takes uploads as the Hugging Face Hub does, and fails on order.
+
+What it knows of the protocol: who a token belongs to, making repositories and branches, which files
+are large, the LFS batch and its storage, commits as lines of JSON, and listings with hashes.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import threading
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+from urllib.parse import unquote, urlsplit
+
+import pytest
+from huggingface_hub import constants
+
+from reap_stream.cli import main
+from tests.model_hub_client import point_at
+
+NAME = "me/tiny-REAP"
+TOKEN = "hf_token_of_the_upload_test"  # a made-up one
+
+
+@dataclass
+class Fault:
+    """What goes wrong with requests.
+
+    Attributes:
+        method: of the request.
+        part: of its path.
+        status: the answer's; 0: the connection ends without one.
+        times: how many requests it befalls.
+    """
+
+    method: str
+    part: str
+    status: int = 0
+    times: int = 1
+
+
+@dataclass
+class Repository:
+    """Branches of files; large ones as (SHA-256, length), others as bytes."""
+
+    private: bool = True
+    branches: dict[str, dict[str, Any]] = field(default_factory=lambda: {"main": {}})
+    commits: int = 0
+
+
+class UploadServer:
+    """The server; use `accepting`."""
+
+    def __init__(self) -> None:
+        self.repositories: dict[str, Repository] = {}
+        self.stored: dict[str, bytes] = {}
+        self.faults: list[Fault] = []
+        self.requests: list[tuple[str, str]] = []
+        self.messages: list[str] = []
+        self.whoami: dict[str, Any] = {
+            "type": "user",
+            "name": "me",
+            "orgs": [{"name": "lab", "roleInOrg": "write"}, {"name": "ro", "roleInOrg": "read"}],
+            "auth": {"accessToken": {"displayName": "t", "role": "write"}},
+        }
+        # Called with the entry of each file of a listing; returns it altered, or None to hide it.
+        self.tamper = lambda entry: entry
+        self.lock = threading.Lock()
+        self._server = _Http(("127.0.0.1", 0), _Handler)
+        self._server.hub = self
+        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
+        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
+
+    def asked(self, method: str, part: str = "") -> list[str]:
+        """Paths of requests."""
+        with self.lock:
+            return [path for own, path in self.requests if own == method and part in path]
+
+    def fault(self, method: str, path: str) -> Fault | None:
+        """The fault of a request, used up by this."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.times and fault.method == method and fault.part in path:
+                    fault.times -= 1
+                    return fault
+        return None
+
+    def close(self) -> None:
+        """End the server."""
+        self._server.shutdown()
+        self._server.server_close()
+
+
+@contextmanager
+def accepting():
+    """A server for the length of a block."""
+    server = UploadServer()
+    try:
+        yield server
+    finally:
+        server.close()
+
+
+def log_in(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
+    """Makes the client of this process a server's, with its token."""
+    point_at(monkeypatch, url, cache)
+    monkeypatch.setenv("HF_TOKEN", TOKEN)
+    # Xet's transfers are another program's; these are plain HTTP.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+
+
+def run_upload(directory, capsys, *more, name=NAME):
+    """Runs the command; status and what was printed, in which no token may stand."""
+    status = main(["upload", str(directory), name, *more])
+    printed = capsys.readouterr()
+    assert TOKEN not in printed.out + printed.err
+    return status, printed.out, printed.err
+
+
+def remote(hub: UploadServer, branch: str = "main", name: str = NAME) -> dict[str, Any]:
+    """Files of a branch."""
+    return hub.repositories[name].branches[branch]
+
+
+class _Http(ThreadingHTTPServer):
+    daemon_threads = True
+    hub: UploadServer
+
+
+class _Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
+    @property
+    def hub(self) -> UploadServer:
+        return self.server.hub
+
+    def log_message(self, *_: Any) -> None:
+        """Nothing on the terminal."""
+
+    def do_GET(self):
+        self._answer("GET")
+
+    def do_POST(self):
+        self._answer("POST")
+
+    def do_PUT(self):
+        self._answer("PUT")
+
+    def _answer(self, method):
+        path = unquote(urlsplit(self.path).path)
+        with self.hub.lock:
+            self.hub.requests.append((method, path))
+        fault = self.hub.fault(method, path)
+        if fault is not None and not fault.status:
+            self.close_connection = True
+            return
+        body = self._body()
+        if fault is not None:
+            # A careless server might say the token again.
+            self._send(fault.status, {"error": f"on order, {TOKEN}"})
+        elif path.startswith("/storage/"):
+            assert "Authorization" not in self.headers
+            self.hub.stored[path.rpartition("/")[2]] = body
+            self._send(200, {})
+        elif self.headers.get("Authorization") != f"Bearer {TOKEN}":
+            self._send(401, {"error": "Invalid credentials"})
+        else:
+            self._route(path.strip("/").split("/"), body)
+
+    def _body(self):
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        parts = []
+        while nbytes := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(nbytes))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def _route(self, parts, body):
+        if parts == ["api", "whoami-v2"]:
+            self._send(200, self.hub.whoami)
+        elif parts == ["api", "validate-yaml"]:
+            self._send(200, {"errors": [], "warnings": []})
+        elif parts == ["api", "repos", "create"]:
+            self._create(json.loads(body))
+        elif parts[0] == "api":
+            self._repository("/".join(parts[2:4]), parts[4:], body)
+        else:
+            self._batch(json.loads(body))
+
+    def _create(self, asked):
+        name = f"{asked['organization']}/{asked['name']}"
+        known = name in self.hub.repositories
+        if not known:
+            private = asked.get("private", asked.get("visibility") == "private")
+            self.hub.repositories[name] = Repository(bool(private))
+        self._send(409 if known else 200, {"url": f"{self.hub.url}/{name}"})
+
+    def _repository(self, name, rest, body):
+        repository = self.hub.repositories.get(name)
+        if repository is None:
+            self._send(404, {}, {"X-Error-Code": "RepoNotFound"})
+        elif rest[:1] == ["branch"]:
+            repository.branches.setdefault("/".join(rest[1:]), {})
+            self._send(200, {})
+        elif rest[:1] == ["preupload"]:
+            self._preupload(json.loads(body))
+        elif rest[:1] == ["commit"]:
+            self._commit(name, repository.branches["/".join(rest[1:])], body)
+        else:
+            self._listing(name, repository, "/".join(rest[1:]) or "main")
+
+    def _preupload(self, asked):
+        files = [
+            {
+                "path": file["path"],
+                "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
+                "shouldIgnore": False,
+            }
+            for file in asked["files"]
+        ]
+        self._send(200, {"files": files})
+
+    def _batch(self, asked):
+        objects = []
+        for wanted in asked["objects"]:
+            upload = {"upload": {"href": f"{self.hub.url}/storage/{wanted['oid']}"}}
+            known = wanted["oid"] in self.hub.stored
+            objects.append({**wanted, **({} if known else {"actions": upload})})
+        self._send(200, {"transfer": "basic", "objects": objects})
+
+    def _commit(self, name, branch, body):
+        lines = [json.loads(line) for line in body.splitlines() if line]
+        for line in lines:
+            value = line["value"]
+            if line["key"] == "header":
+                self.hub.messages.append(value["summary"])
+            elif line["key"] == "file":
+                branch[value["path"]] = base64.b64decode(value["content"])
+            else:
+                data = self.hub.stored[value["oid"]]
+                assert hashlib.sha256(data).hexdigest() == value["oid"]
+                branch[value["path"]] = (value["oid"], len(data))
+        self.hub.repositories[name].commits += 1
+        oid = self._sha(branch)
+        url = f"{self.hub.url}/{name}/commit/{oid}"
+        self._send(200, {"commitUrl": url, "commitOid": oid})
+
+    def _listing(self, name, repository, revision):
+        branch = repository.branches.get(revision)
+        if branch is None:
+            self._send(404, {}, {"X-Error-Code": "RevisionNotFound"})
+            return
+        entries = [_entry(path, content) for path, content in sorted(branch.items())]
+        entries.append(_entry(".gitattributes", b"*.safetensors filter=lfs\n"))
+        siblings = [e for e in map(self.hub.tamper, entries) if e is not None]
+        known = {"id": name, "sha": self._sha(branch), "private": repository.private}
+        self._send(200, {**known, "tags": [], "downloads": 0, "siblings": siblings})
+
+    def _sha(self, branch):
+        return hashlib.sha1(
+            repr(sorted(branch.items())).encode(), usedforsecurity=False
+        ).hexdigest()
+
+    def _send(self, status, document, headers=None):
+        body = json.dumps(document).encode()
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def _entry(path: str, content: Any) -> dict[str, Any]:
+    if isinstance(content, tuple):
+        sha256, nbytes = content
+        lfs = {"size": nbytes, "sha256": sha256, "pointerSize": 134}
+        return {"rfilename": path, "size": nbytes, "blobId": "0" * 40, "lfs": lfs}
+    data = b"blob %d\0" % len(content) + content
+    blob = hashlib.sha1(data, usedforsecurity=False).hexdigest()
+    return {"rfilename": path, "size": len(content), "blobId": blob}
