@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reap_stream import __version__
+from reap_stream.batch.arguments import add_batch
 from reap_stream.errors import InterruptedRunError, ReadError, ReapStreamError
 from reap_stream.options import (
     MODEL_HELP,
@@ -30,6 +31,7 @@ from reap_stream.options import (
     add_upload,
     add_writing,
 )
+from reap_stream.reporting.arguments import add_report
 
 if TYPE_CHECKING:
     _Commands = argparse._SubParsersAction[argparse.ArgumentParser]  # noqa: SLF001 - argparse has no public name for it
@@ -97,6 +99,8 @@ def build_parser() -> argparse.ArgumentParser:
     _add_merge(commands)
     _add_verify(commands)
     _add_eval(commands)
+    _add_report(commands)
+    _add_batch(commands)
     _add_demo(commands)
     _add_card(commands)
     _add_upload(commands)
@@ -217,6 +221,16 @@ def _add_eval(commands: _Commands) -> None:
     add_forward(parser)
     add_packing(parser)
     add_map(parser)
+
+
+def _add_report(commands: _Commands) -> None:
+    text = "write what a run found and chose as a page with pictures"
+    add_report(_command(commands, "report", text, model=False))
+
+
+def _add_batch(commands: _Commands) -> None:
+    text = "prune many models to many targets: check all jobs first, then run one after another"
+    add_batch(_command(commands, "batch", text, model=False))
 
 
 def _add_demo(commands: _Commands) -> None:

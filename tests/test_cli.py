@@ -115,14 +115,25 @@ def test_observe_merge_compact(command, tiny, calibration, tmp_path):
 
 
 def test_merging_the_same_labels_adds(command, tiny, tmp_path):
-    source, specs = tiny("glm4_moe"), write_rows(tmp_path / "rows", make_rows())
+    source, runs, double = tiny("glm4_moe"), [], tmp_path / "double.safetensors"
+    for seed in range(2):
+        specs = write_rows(tmp_path / "rows", make_rows(seed))
+        runs.append(tmp_path / f"{seed}.safetensors")
+        assert command("observe", source, "--output", runs[-1], *running(specs))[0] == 0
+    assert command("merge", *runs, "--output", double)[0] == 0
+    one, other, sums = map(load_file, (*runs, double))
+    for name, array in one.items():
+        combine = np.maximum if name.endswith("_max") else np.add
+        np.testing.assert_array_equal(sums[name], combine(array, other[name]))
+
+
+def test_merging_the_same_rows_twice_is_refused(command, tiny, calibration, tmp_path):
     one, double = tmp_path / "one.safetensors", tmp_path / "double.safetensors"
-    assert command("observe", source, "--output", one, *running(specs))[0] == 0
-    assert command("merge", one, one, "--output", double)[0] == 0
-    single, sums = load_file(one), load_file(double)
-    for name, array in single.items():
-        factor = 1 if name.endswith("_max") else 2
-        np.testing.assert_array_equal(sums[name], factor * array)
+    assert command("observe", tiny("glm4_moe"), "--output", one, *running(calibration))[0] == 0
+    status, _, err = command("merge", one, one, "--output", double)
+    assert status == 2
+    assert "scores 2 were taken on the same calibration rows as scores 1" in err
+    assert not double.exists()
 
 
 def test_merge_replaces_a_file_only_when_told(command, tiny, calibration, tmp_path):

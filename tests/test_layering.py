@@ -24,7 +24,7 @@ ALLOWED = {
     "hub": {"hub", "checkpoint"},
 }
 # On top of everything else: what whole jobs are made of, used by them and the command line alone.
-TOP = {"card", "demo", "evaluation", "upload"}
+TOP = {"batch", "card", "demo", "evaluation", "reporting", "upload"}
 # Modules that may import torch without the forward pass being near.
 TORCH = {"model", "formats", "recoding"}
 TORCH_MODULES = {
