@@ -37,14 +37,19 @@ def check_vocabularies(models: Sequence[OpenedModel]) -> None:
 
 def uncompared(models: Sequence[OpenedModel]) -> Iterator[str]:
     """A note for each model whose tokenizer could not be compared with the first model's."""
-    mine = {name for name in _FILES if (models[0].checkpoint.directory / name).exists()}
+    mine = _tokenizer_files(models[0])
     for other in models[1:]:
-        directory = other.checkpoint.directory
-        if not any((directory / name).exists() for name in mine):
+        theirs = _tokenizer_files(other)
+        if mine | theirs and not mine & theirs:
             yield (
-                f"{directory}: has no tokenizer file that {models[0].checkpoint.directory} has too: "
-                "taken to have the same tokenizer, since its vocabulary is as long"
+                f"{other.checkpoint.directory}: has no tokenizer file that "
+                f"{models[0].checkpoint.directory} has too: taken to have the same tokenizer, since "
+                "its vocabulary is as long"
             )
+
+
+def _tokenizer_files(model: OpenedModel) -> set[str]:
+    return {name for name in _FILES if (model.checkpoint.directory / name).exists()}
 
 
 def _vocabulary(model: OpenedModel) -> int:
