@@ -91,7 +91,10 @@ class HubServer:
         # Large files lie with another host, which is not to see tokens.
         self._servers = [_Http(("127.0.0.1", 0), _Handler) for _ in range(2)]
         ports = [server.server_address[1] for server in self._servers]
-        self.url, self.storage_url = (f"http://127.0.0.1:{port}" for port in ports)
+        # By another name too: some clients tell hosts apart by their names alone.
+        names = ("127.0.0.1", "localhost")
+        pairs = zip(names, ports, strict=True)
+        self.url, self.storage_url = (f"http://{name}:{port}" for name, port in pairs)
         for server in self._servers:
             server.hub = self
             threading.Thread(target=server.serve_forever, daemon=True).start()
