@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -125,3 +126,11 @@ def pruned_to(wide, calibration, tmp_path_factory) -> Callable[..., tuple[Path, 
         return source, made[key]
 
     return make
+
+
+@pytest.fixture(scope="session", autouse=True)
+def interruptible():
+    """Interrupts raise, also where a shell that runs this in its background has them ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)

@@ -244,15 +244,6 @@ def test_who_waits_for_a_shard_is_told_of_the_end(hub, tmp_path):
             provider.ensure(["config.json"])
 
 
-@pytest.fixture
-def interruptible():
-    """Interrupts raise, also where the tests run in the background of a shell, which ignores them."""
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)
-    yield
-    signal.signal(signal.SIGINT, before)
-
-
-@pytest.mark.usefixtures("interruptible")
 @pytest.mark.parametrize("evict", [False, True], ids=["cache", "work"])
 def test_an_interrupt_does_not_wait_for_a_shard(hub, tmp_path, evict):
     """Threads that are joined on the way out get an error and not the shard."""
