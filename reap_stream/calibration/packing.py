@@ -39,7 +39,7 @@ def fill(
 
     Returns:
         Rows of 2 tokens up to those of a pack. Together they have exactly the packs' tokens unless
-        there are too few documents, or none of more than 2 tokens and an odd number to fill.
+        there are too few documents, or all drawn have 2 tokens and an odd number is to fill.
     """
     packs, length = budget
     room = None if packs is None else packs * length
@@ -121,10 +121,14 @@ class _Documents:
         return [held[number] for number in sorted(held)]
 
     def _lengthen(self, held: dict[int, Tokens], last: int) -> None:
-        """Give the last document a second token, which the longest other one gives up."""
+        """Make the last document's one token a row: others, the longest first, give up tokens."""
         longest = max((n for n in held if n != last), key=lambda n: (held[n].size, n))
+        document = self._heap[0][2]
         if held[longest].size > MIN_ROW_TOKENS:
             held[longest] = held[longest][:-1]
-            held[last] = self._heap[0][2][:MIN_ROW_TOKENS]
+            held[last] = document[:MIN_ROW_TOKENS]
+        elif document.size > MIN_ROW_TOKENS:
+            del held[longest]
+            held[last] = document[: MIN_ROW_TOKENS + 1]
         else:
             del held[last]
