@@ -42,7 +42,9 @@ def choice_notes(details: Mapping[str, Any]) -> Iterator[str]:
         where = f" in layers {', '.join(protected)} (listed in reap/run.json)" if count else ""
         yield f"--protect {protect}: {count} experts stay whatever their score{where}"
     for keep, found in details.get("split_half", {}).items():
-        yield f"keep {keep}: {_agreement(Agreement(**found))}"
+        agreement = Agreement(**found)
+        if agreement.chance < 1:
+            yield f"keep {keep}: {_agreement(agreement)}"
     missing = details.get("split_half_missing")
     if missing is not None:
         yield f"no agreement between two halves of the calibration rows: {missing}"

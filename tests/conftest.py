@@ -18,8 +18,10 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 # Models are tiny: on a busy machine more threads only wait for each other.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
-# Machines that run tests are busy: a slow example is not a failure.
-settings.register_profile("reap", deadline=None)
+# Machines that run tests are busy: a slow example is not a failure. The same examples every time, so
+# that a change is judged by what it changed; --hypothesis-profile=explore looks for new ones.
+settings.register_profile("reap", deadline=None, derandomize=True)
+settings.register_profile("explore", deadline=None, max_examples=1000)
 settings.load_profile("reap")
 
 TinyFactory = Callable[..., Path]

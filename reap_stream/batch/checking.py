@@ -90,9 +90,9 @@ def check_spec(text: str) -> None:
     if spec.kind != "file":
         return
     if not spec.path.is_file():
-        raise CalibrationError(f"calibration SPEC {text!r}: there is no file {spec.path}")
+        raise CalibrationError(f"SPEC {text!r}: there is no file {spec.path}")
     if spec.path.suffix not in FILE_SUFFIXES:
-        raise UsageError(f"calibration SPEC {text!r}: no {', '.join(FILE_SUFFIXES)} file")
+        raise UsageError(f"SPEC {text!r}: no {', '.join(FILE_SUFFIXES)} file")
     if spec.path.suffix == ".parquet":
         require_pyarrow(spec.path)
 

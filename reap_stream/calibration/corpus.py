@@ -149,7 +149,7 @@ def _check_specs(specs: Sequence[CalibrationSpec]) -> None:
     texts = [spec.text for spec in specs]
     repeated = [text for text in texts if texts.count(text) > 1]
     if repeated:
-        raise UsageError(f"calibration SPEC {repeated[0]!r} is given twice: leave one out")
+        raise UsageError(f"SPEC {repeated[0]!r} is given twice: leave one out")
 
 
 def _origin(source: Source, loaded: Loaded) -> Origin:

@@ -76,9 +76,7 @@ def open_hub_set(spec: CalibrationSpec) -> HubSet:
     """
     _require_datasets(spec)
     if Path(spec.name).is_dir():
-        raise UsageError(
-            f"calibration SPEC {spec.text!r}: {spec.name} is a directory here: give its files"
-        )
+        raise UsageError(f"SPEC {spec.text!r}: {spec.name} is a directory here: give its files")
     name, revision = _resolve(spec)
     return open_splits(spec, name, revision)
 
@@ -122,7 +120,7 @@ def _resolve(spec: CalibrationSpec) -> tuple[str, str]:
             raise
         except RepositoryNotFoundError as error:
             raise CalibrationError(
-                f"calibration SPEC {spec.text!r}: there is no such file, and the Hub has no data"
+                f"SPEC {spec.text!r}: there is no such file, and the Hub has no data"
                 f" set {spec.name}.{close_matches(api, spec.name)} For a private one: hf auth login"
             ) from error
         if info.sha is None:
@@ -135,6 +133,6 @@ def _require_datasets(spec: CalibrationSpec) -> None:
         importlib.import_module("datasets")
     except ImportError as error:
         raise CalibrationError(
-            f"calibration SPEC {spec.text!r}: there is no such file, and data sets of the Hub need"
+            f"SPEC {spec.text!r}: there is no such file, and data sets of the Hub need"
             ' the library datasets: pip install "reap-stream[data]"'
         ) from error

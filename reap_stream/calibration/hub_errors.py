@@ -76,13 +76,13 @@ def choose(spec: CalibrationSpec, what: str, wanted: str | None, known: Sequence
     )
     if wanted is None:
         raise UsageError(
-            f"calibration SPEC {spec.text!r} must name a {what} of {spec.name}, in the form"
+            f"SPEC {spec.text!r} must name a {what} of {spec.name}, in the form"
             f" ID[CONFIG](SPLIT):N: {there}"
         )
     close = get_close_matches(wanted, known, n=1)
     hint = f", did you mean {close[0]}?" if close else ":"
     raise CalibrationError(
-        f"calibration SPEC {spec.text!r}: {spec.name} has no {what} {wanted!r}{hint} {there}"
+        f"SPEC {spec.text!r}: {spec.name} has no {what} {wanted!r}{hint} {there}"
     )
 
 

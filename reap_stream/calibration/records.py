@@ -61,6 +61,10 @@ def _read_jsonl(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             where = f"{path}, line {number}"
             try:
                 record = json.loads(line.decode("utf-8-sig"))
+            except json.JSONDecodeError as error:
+                # Its own line number counts from this line.
+                why = f"{error.msg} at character {error.pos + 1}"
+                raise CalibrationError(f"{where}: is no JSON: {why}") from error
             except (ValueError, RecursionError) as error:
                 raise CalibrationError(f"{where}: is no JSON: {error}") from error
             if not isinstance(record, dict):

@@ -92,7 +92,7 @@ class Source:
                 "; no more are read: save those of use to a file, give its path" if gave_up else ""
             )
             raise CalibrationError(
-                f"calibration SPEC {self.spec.text!r} holds no row of at least {MIN_ROW_TOKENS}"
+                f"SPEC {self.spec.text!r} holds no row of at least {MIN_ROW_TOKENS}"
                 f" tokens ({skipped} shorter ones){end}"
             )
         notes = [f"{self.spec.text}: {note}" for note in self._notes(rows, skipped, rules)]
@@ -141,7 +141,7 @@ def open_source(spec: CalibrationSpec, rules: Rules) -> Source:
     """
     if rules.encoder is None and not _is_array(spec):
         raise CalibrationError(
-            f"calibration SPEC {spec.text!r} is text and the model has no tokenizer: give a"
+            f"SPEC {spec.text!r} is text and the model has no tokenizer: give a"
             " .npy file of token ids"
         )
     if spec.kind == "builtin":
@@ -149,9 +149,7 @@ def open_source(spec: CalibrationSpec, rules: Rules) -> Source:
     if spec.kind == "file":
         _check_file(spec.path)
     if spec.kind == "hub" and rules.rows.limit(spec) is None:
-        raise UsageError(
-            f"calibration SPEC {spec.text!r}: a data set is not read whole: give :N rows"
-        )
+        raise UsageError(f"SPEC {spec.text!r}: a data set is not read whole: give :N rows")
     return Source(spec, open_hub_set(spec) if spec.kind == "hub" else None)
 
 
@@ -171,7 +169,7 @@ def _check_file(path: Path) -> None:
 def _check_builtin(spec: CalibrationSpec, encoder: TextEncoder) -> None:
     if not builtin_parts(spec.name, chat=encoder.has_chat_template):
         raise CalibrationError(
-            f"calibration SPEC {spec.text!r}: {spec.name} are conversations and this model's"
+            f"SPEC {spec.text!r}: {spec.name} are conversations and this model's"
             " tokenizer has no chat template: give builtin:code or builtin:prose"
         )
 

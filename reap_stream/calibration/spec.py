@@ -76,7 +76,7 @@ def parse_spec(text: str) -> CalibrationSpec:
     match = _ROWS.fullmatch(text)
     stem, rows = (match["stem"], int(match["rows"])) if match else (text, None)
     if rows == 0:
-        raise UsageError(f"calibration SPEC {text!r} asks for 0 rows: N must be at least 1")
+        raise UsageError(f"SPEC {text!r} asks for 0 rows: N must be at least 1")
     if _exists(stem) or Path(stem).suffix in FILE_SUFFIXES:
         return CalibrationSpec("file", stem, text, rows)
     builtin = _BUILTIN.fullmatch(stem)
@@ -86,7 +86,7 @@ def parse_spec(text: str) -> CalibrationSpec:
     # A bare word is far more often a mistyped path than a Hub id of the time before namespaces.
     if hub is None or not any(hub.group("org", "config", "split", "revision")):
         raise UsageError(
-            f"{text!r} is no calibration SPEC and no file of that name exists: give one {_EXAMPLES}"
+            f"{text!r} is no SPEC and no file of that name exists: give one {_EXAMPLES}"
         )
     parts = {part: hub[part] for part in ("config", "split", "revision")}
     return CalibrationSpec("hub", hub["id"], text, rows, **parts)
@@ -96,7 +96,7 @@ def _builtin_name(match: re.Match[str], text: str) -> str:
     name: str = DEFAULT_BUILTIN if match["name"] is None else match["name"]
     if name not in BUILTIN_NAMES:
         names = ", ".join(f"builtin:{known}" for known in BUILTIN_NAMES)
-        raise UsageError(f"calibration SPEC {text!r}: no built-in text {name!r}; there are {names}")
+        raise UsageError(f"SPEC {text!r}: no built-in text {name!r}; there are {names}")
     return name
 
 
