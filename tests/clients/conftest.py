@@ -18,7 +18,7 @@ from tests.clients.running import Answer, ask
 PROMPT_LENGTHS = (48, 40, 33, 17, 64)
 # Tokens 0 and 1 end and begin texts.
 FIRST_WORD = 2
-_FIGURES: list[tuple[str, str, dict[str, float]]] = []
+_FIGURES = "largest difference"
 
 
 @dataclass(frozen=True)
@@ -69,19 +69,24 @@ def answer_of(prompts, tmp_path) -> Callable[..., Answer]:
 
 
 @pytest.fixture
-def note() -> Callable[[str, Case, dict[str, float]], None]:
+def note(record_property) -> Callable[[str, Case, dict[str, float]], None]:
     """Keeps the largest differences of a comparison for the end of the session."""
 
     def keep(client: str, case: Case, largest: dict[str, float]) -> None:
-        _FIGURES.append((client, str(case), largest))
+        figures = ", ".join(f"{part} {value:.1e}" for part, value in largest.items())
+        # Reports come from all workers; what a module holds does not.
+        record_property(_FIGURES, f"{client:<10} {case!s:<44} {figures}")
 
     return keep
 
 
 def pytest_terminal_summary(terminalreporter) -> None:
     """Prints the figures."""
-    if _FIGURES:
+    reports = terminalreporter.getreports("passed")
+    noted = [
+        text for report in reports for name, text in report.user_properties if name == _FIGURES
+    ]
+    if noted:
         terminalreporter.section("largest difference of log-probabilities")
-    for client, case, largest in _FIGURES:
-        figures = ", ".join(f"{part} {value:.1e}" for part, value in largest.items())
-        terminalreporter.line(f"{client:<10} {case:<44} {figures}")
+    for line in sorted(noted):
+        terminalreporter.line(line)
