@@ -64,11 +64,31 @@ def calibration(tmp_path_factory) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
+def halved(tmp_path_factory) -> tuple[str, ...]:
+    """SPECs of two files of several rows, so that each has halves."""
+    import numpy as np
+
+    from tests.builders import write_rows
+
+    arrays = [np.random.default_rng(n).integers(3, 96, (7, 21)) for n in range(2)]
+    return write_rows(tmp_path_factory.mktemp("halved"), arrays)
+
+
+@pytest.fixture(scope="session")
 def rows() -> list[Any]:
     """The rows of `calibration`, in the order of its files."""
     from tests.builders import make_rows
 
     return [row for array in make_rows() for row in array]
+
+
+@pytest.fixture
+def reader():
+    """Reads byte ranges of files."""
+    from reap_stream.checkpoint.reader import Reader
+
+    with Reader() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
@@ -15,6 +16,8 @@ from safetensors.numpy import load_file
 from reap_stream.calibration.batches import plan_batches
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.forward import ForwardPass
+from reap_stream.model.lm_head import LmHead
+from reap_stream.model.opened import open_model
 from reap_stream.mtp_choice import choose_mtp
 from reap_stream.pipeline import prune
 from reap_stream.preparation import Preparation, prepare_run
@@ -113,6 +116,16 @@ def prepare(
 def corpus_rows(ready: Preparation) -> list[np.ndarray[Any, Any]]:
     """The calibration rows in the corpus' order."""
     return [np.asarray(row.tokens) for row in ready.corpus.rows]
+
+
+def head_of(directory: Path, reader: Reader, dtype: torch.dtype = torch.float32) -> LmHead:
+    """The streamed head of a checkpoint, on the CPU."""
+    return LmHead(open_model(directory, dtype=dtype), reader, torch.device("cpu"))
+
+
+def run_record(directory: Path) -> Any:
+    """reap/run.json of a pruned checkpoint."""
+    return json.loads((directory / "reap" / "run.json").read_text(encoding="utf-8"))
 
 
 def read_kept(directory: Path) -> dict[int, list[int]]:

@@ -29,6 +29,11 @@ def experts_only(packing: str) -> Choice:
     return lambda name: packing if _EXPERT.search(name) else None
 
 
+def head_only(packing: str) -> Choice:
+    """The output head's matrix alone."""
+    return lambda name: packing if name == "lm_head.weight" else None
+
+
 def mixed(experts: str, rest: str, plain_layer: int) -> Choice:
     """One format for experts, another for other linear layers, one layer as it was."""
 

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import json
-import shutil
-
 import pytest
 import torch
 from transformers.modeling_outputs import CausalLMOutput
 
-from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import UnsupportedError
-from reap_stream.model import loading, same_head
+from reap_stream.model import loading
 from reap_stream.model.lm_head import LmHead, slice_tokens
 from reap_stream.model.opened import open_model
 from reap_stream.model.skeleton import Skeleton
 from tests.builders import load_tensors, quantise, read_config, write_checkpoint
-from tests.engine import prune_to
+from tests.engine import head_of, prune_to
 from tests.families import BY_ID, FAMILIES
 from tests.oracle import Reference, run
-from tests.packed_checkpoints import WIDTHS, everywhere, pack
+from tests.packed_checkpoints import WIDTHS, everywhere, head_only, pack
 
 CPU = torch.device("cpu")
 VARIANTS = [
@@ -47,16 +43,6 @@ MORE_THAN_A_PRODUCT = [
     ]
     if family_id in BY_ID
 ]
-
-
-@pytest.fixture
-def reader():
-    with Reader() as made:
-        yield made
-
-
-def head_of(directory, reader, dtype=torch.float32):
-    return LmHead(open_model(directory, dtype=dtype), reader, CPU)
 
 
 def last_states(model, path, row):
@@ -133,9 +119,7 @@ PACKED = {
     "fp8-channel": lambda source, made: quantise(source, made, "channel"),
     "int4": lambda source, made: pack(source, made, everywhere("int4")),
     **{
-        f"{packing}-head": lambda source, made, p=packing: pack(
-            source, made, lambda name: p if name == "lm_head.weight" else None
-        )
+        f"{packing}-head": lambda source, made, p=packing: pack(source, made, head_only(p))
         for packing in ("int4", "int4-zero-points", "int8-channel", "nvfp4", "mxfp4")
     },
 }
@@ -224,60 +208,6 @@ def test_the_head_of_a_pruned_checkpoint_is_its_sources(tiny, calibration, tmp_p
     assert reader.bytes_read == read + 4 * mine.nbytes
     assert mine.same_weights(head_of(source, reader))
     assert reader.bytes_read == read + 4 * mine.nbytes
-
-
-def changed(source, directory, tensors=None, **config):
-    """A copy of a checkpoint with other tensors and config values."""
-    return write_checkpoint(
-        directory, {**load_tensors(source), **(tensors or {})}, {**read_config(source), **config}
-    )
-
-
-def with_another_bit(source):
-    weight = load_tensors(source)["lm_head.weight"].clone()
-    weight[-1, -1] += 0.25
-    return {"tensors": {"lm_head.weight": weight}}
-
-
-DIFFERENT = {
-    "weights": with_another_bit,
-    "dtype": lambda source: {
-        "tensors": {"lm_head.weight": load_tensors(source)["lm_head.weight"].bfloat16()}
-    },
-    "scaling": lambda _: {"logits_scaling": 2.0},
-    "norm": lambda _: {"rms_norm_eps": 1e-3},
-}
-
-
-@pytest.mark.parametrize("case", DIFFERENT)
-def test_heads_that_differ_are_told_apart(case, tiny, tmp_path, reader, monkeypatch):
-    monkeypatch.setattr(same_head, "_PIECE_NBYTES", 100)
-    source = tiny("granitemoe")
-    mine = head_of(source, reader)
-    assert mine.same_weights(head_of(changed(source, tmp_path / "same"), reader))
-    other = head_of(changed(source, tmp_path / "other", **DIFFERENT[case](source)), reader)
-    assert not mine.same_weights(other)
-    assert not other.same_weights(mine)
-
-
-def test_heads_of_other_dtypes_and_families_are_told_apart(tiny, reader):
-    mine = head_of(tiny("qwen3_moe"), reader)
-    assert not mine.same_weights(head_of(tiny("qwen3_moe"), reader, torch.bfloat16))
-    assert not mine.same_weights(head_of(tiny("mixtral"), reader))
-    assert not mine.same_weights(head_of(tiny("qwen3_moe", vocab_size=112), reader))
-
-
-def test_equal_codes_of_unlike_formats_are_told_apart(tiny, tmp_path, reader):
-    packed, _ = PACKED["int4-head"](tiny("qwen3_moe", **WIDTHS), tmp_path)
-    mine = head_of(packed, reader)
-    twin, other = tmp_path / "twin", tmp_path / "other"
-    for copy in (twin, other):
-        shutil.copytree(packed, copy)
-    config = read_config(packed)
-    config["quantization_config"]["config_groups"]["group_0"]["weights"]["actorder"] = None
-    (other / "config.json").write_text(json.dumps(config), encoding="utf-8")
-    assert mine.same_weights(head_of(twin, reader))
-    assert not mine.same_weights(head_of(other, reader))
 
 
 def test_a_checkpoint_without_a_head_is_refused(tiny, tmp_path, reader):
