@@ -12,7 +12,8 @@ from reap_stream.verifying import verify_directory
 from tests.builders import add_mtp, load_tensors, quantise, read_config, write_checkpoint
 from tests.engine import prepare, prune_to, read_kept, read_scores, stream
 from tests.families import BY_ID
-from tests.oracle import Reference, assert_kept_bytes
+from tests.oracle import Reference
+from tests.oracle_pruning import assert_kept_bytes
 
 KEEP = 4
 # No multiple of 128, so the last block of rows and of columns is cut short.

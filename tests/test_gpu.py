@@ -11,7 +11,7 @@ from reap_stream.scoring.selection import select
 from tests.builders import quantise
 from tests.engine import prepare, prune_to, read_kept, stream
 from tests.families import BY_ID, FAMILIES
-from tests.oracle import assert_kept_bytes
+from tests.oracle_pruning import assert_kept_bytes
 from tests.test_formats import LAYOUTS, weight_of
 
 pytestmark = [

@@ -13,7 +13,7 @@ from reap_stream.verifying import verify_directory
 from tests.builders import add_mtp, load_tensors, quantise, read_config, write_checkpoint
 from tests.engine import prune_to, read_kept
 from tests.families import BY_ID
-from tests.oracle import assert_kept_bytes
+from tests.oracle_pruning import assert_kept_bytes
 
 KEEP = 4
 STYLES = [("glm4_moe", "nextn"), ("deepseek_v3", "nextn"), ("qwen3_next", "mtp")]

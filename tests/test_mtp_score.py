@@ -18,7 +18,7 @@ from reap_stream.verifying import verify_directory
 from tests.builders import add_mtp, read_config
 from tests.engine import prepare, prune_to, read_kept, read_scores, stream
 from tests.mtp_oracle import MtpReference, load_head, loadable, prune_head
-from tests.oracle import assert_kept_bytes, best
+from tests.oracle_pruning import assert_kept_bytes, best
 
 KEEP = 4
 # Older releases of transformers do not know how these families' prediction layers are named.

@@ -19,7 +19,8 @@ from reap_stream.scoring.scores_file import load_scores, save_scores
 from tests.builders import add_mtp, load_tensors, read_config, write_checkpoint
 from tests.engine import prepare, prune_to, read_kept, read_scores, stream
 from tests.families import BY_ID
-from tests.oracle import Reference, assert_kept_bytes
+from tests.oracle import Reference
+from tests.oracle_pruning import assert_kept_bytes
 from tests.packed_checkpoints import (
     WIDTHS,
     everywhere,

@@ -10,7 +10,8 @@ from reap_stream.verifying import verify_directory
 from tests.builders import load_tensors, model_class, read_config, tiny_config
 from tests.engine import corpus_rows, prepare, prune_to, read_kept, read_scores, stream
 from tests.families import BY_ID, FAMILIES, NUM_EXPERTS
-from tests.oracle import assert_kept_bytes, load_class, prune_by_hand, run
+from tests.oracle import load_class, run
+from tests.oracle_pruning import assert_kept_bytes, prune_by_hand
 
 KEEP = 4
 VARIANTS = [

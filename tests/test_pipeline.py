@@ -18,15 +18,8 @@ from reap_stream.verifying import verify_directory
 from tests.builders import load_tensors, read_config, tiny_config
 from tests.engine import prune_to, read_kept, read_scores, run_settings
 from tests.families import BY_ID, NUM_EXPERTS
-from tests.oracle import (
-    ExpertsCall,
-    best,
-    decoder_layers,
-    experts_modules,
-    naive_sums,
-    prune_by_hand,
-    run,
-)
+from tests.oracle import ExpertsCall, decoder_layers, experts_modules, naive_sums, run
+from tests.oracle_pruning import best, prune_by_hand
 
 KEEP = 4
 

@@ -21,7 +21,8 @@ from tests.engine import prune_to, read_kept
 from tests.families import BY_ID, NUM_EXPERTS
 from tests.layout_spelling import written_by_transformers_4
 from tests.layouts import LAYOUTS
-from tests.oracle import assert_kept_bytes, prune_by_hand, run
+from tests.oracle import run
+from tests.oracle_pruning import assert_kept_bytes, prune_by_hand
 
 KEEP = 4
 EVERY = pytest.mark.parametrize("name", [n for n, to in LAYOUTS.items() if to.family in BY_ID])

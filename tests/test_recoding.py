@@ -22,7 +22,8 @@ from tests.builders import (
 from tests.engine import prune_to, read_kept
 from tests.families import BY_ID
 from tests.fp8_formula import encoded, meant
-from tests.oracle import expected_tensors, load_model, prune_by_hand, run
+from tests.oracle import load_model, run
+from tests.oracle_pruning import expected_tensors, prune_by_hand
 from tests.recoding import (
     EXPERTS,
     FAMILIES,

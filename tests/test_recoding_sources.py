@@ -24,7 +24,7 @@ from tests.builders import (
 from tests.engine import prune_to, read_kept
 from tests.families import BY_ID
 from tests.fp8_formula import encoded
-from tests.oracle import expected_tensors
+from tests.oracle_pruning import expected_tensors
 from tests.packed_checkpoints import pack_gpt_oss
 from tests.quantisers import PACKINGS
 from tests.recoding import (

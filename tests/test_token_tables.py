@@ -18,7 +18,7 @@ from reap_stream.model.opened import open_model
 from reap_stream.verifying import verify_directory
 from tests.builders import load_tensors, read_config, write_checkpoint
 from tests.engine import prepare, prune_to, read_kept
-from tests.oracle import rehashed
+from tests.oracle_pruning import rehashed
 
 
 @st.composite

@@ -14,7 +14,8 @@ from reap_stream.errors import UnsupportedError
 from tests.builders import load_tensors, read_config, write_checkpoint
 from tests.engine import prepare, prune_to, read_kept, read_scores, stream
 from tests.families import BY_ID
-from tests.oracle import Reference, assert_kept_bytes
+from tests.oracle import Reference
+from tests.oracle_pruning import assert_kept_bytes
 from tests.word_checkpoints import LAYERS, WIDTHS, expected_settings, quantise
 
 KEEP = 4

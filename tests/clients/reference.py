@@ -16,7 +16,8 @@ import torch
 from tests.builders import load_tensors, read_config, write_checkpoint
 from tests.clients.checkpoints import LAYERS, decode, store
 from tests.engine import read_kept
-from tests.oracle import Reference, expected_tensors
+from tests.oracle import Reference
+from tests.oracle_pruning import expected_tensors
 
 Rows = list[np.ndarray[Any, Any]]
 
