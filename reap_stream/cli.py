@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from reap_stream import __version__
 from reap_stream.batch.arguments import add_batch
 from reap_stream.errors import InterruptedRunError, ReadError, ReapStreamError
+from reap_stream.exhaustion import exhausted_memory
 from reap_stream.options import (
     MODEL_HELP,
     add_again,
@@ -59,6 +60,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         hint = _resume_hint(arguments)
         print(f"\nreap-stream: interrupted.{hint}", file=sys.stderr)  # noqa: T201 - as above
         return InterruptedRunError.exit_code
+    except (MemoryError, RuntimeError) as error:
+        told = exhausted_memory(error)
+        if told is None:
+            raise
+        print(f"reap-stream: {told}.{_resume_hint(arguments)}", file=sys.stderr)  # noqa: T201 - as above
+        return ReapStreamError.exit_code
     return 0
 
 
@@ -191,6 +198,7 @@ def _add_compact(commands: _Commands) -> None:
     add_method(parser)
     parser.add_argument("--seed", type=int, default=0, help="of --method random")
     add_writing(parser)
+    add_evict(parser)
 
 
 def _add_merge(commands: _Commands) -> None:
@@ -210,6 +218,7 @@ def _add_verify(commands: _Commands) -> None:
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let the source's own code run"
     )
+    add_evict(parser)
 
 
 def _add_eval(commands: _Commands) -> None:
@@ -221,6 +230,7 @@ def _add_eval(commands: _Commands) -> None:
     add_forward(parser)
     add_packing(parser)
     add_map(parser)
+    add_evict(parser)
 
 
 def _add_report(commands: _Commands) -> None:

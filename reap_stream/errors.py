@@ -8,9 +8,13 @@ from __future__ import annotations
 
 
 class ReapStreamError(Exception):
-    """Base of every error this package raises on purpose; `exit_code` is the command's status."""
+    """Base of every error this package raises on purpose; `exit_code` is the command's status.
+
+    `resumable` says that the same command may succeed when it goes on with what is done.
+    """
 
     exit_code = 1
+    resumable = False
 
 
 class UsageError(ReapStreamError):
@@ -46,6 +50,8 @@ class ResumeError(ReapStreamError):
 class ReadError(ReapStreamError):
     """Bytes of the source could not be read while the job was running."""
 
+    resumable = True
+
 
 class OutputError(ReapStreamError):
     """The output directory exists, is full, or could not be written."""
@@ -58,7 +64,7 @@ class NoRoomError(OutputError):
 
 
 class ForwardError(ReapStreamError):
-    """The model's forward gave numbers from which no expert can be scored."""
+    """The model's forward failed, or gave numbers from which no expert can be scored."""
 
 
 class VerificationError(ReapStreamError):
@@ -69,3 +75,23 @@ class InterruptedRunError(ReapStreamError):
     """The run was interrupted; what was finished is kept and `--resume` goes on from there."""
 
     exit_code = 130
+
+
+class RankError(ReapStreamError):
+    """Another rank of the job failed; `exit_code` and `resumable` are those of its error."""
+
+
+class RankLostError(ReapStreamError):
+    """Another rank of the job died, or does not answer; what was finished is kept."""
+
+    resumable = True
+
+
+def mark_told(error: BaseException) -> None:
+    """Notes that another process of the job tells people of an error."""
+    vars(error)["told"] = True
+
+
+def is_told(error: BaseException) -> bool:
+    """Whether another process of the job tells people of an error."""
+    return bool(vars(error).get("told"))

@@ -12,7 +12,7 @@ import pytest
 import reap_stream
 
 PACKAGE = Path(reap_stream.__file__).parent
-FLOOR = {"reap_stream.errors", "reap_stream._native"}
+FLOOR = {"reap_stream.errors", "reap_stream.exhaustion", "reap_stream._native"}
 # Folder → the folders and modules of the package it may import.
 ALLOWED = {
     "checkpoint": {"checkpoint"},

@@ -20,6 +20,7 @@ from torch import nn
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.token_tables import remapped
+from reap_stream.errors import ForwardError
 from reap_stream.model.adapters import attach_experts
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.arena import Arena
@@ -30,6 +31,7 @@ from reap_stream.model.hash_routing import token_tables
 from reap_stream.model.loading import load_parameters, release_parameters
 from reap_stream.model.opened import OpenedModel
 from reap_stream.model.outline import Outline
+from reap_stream.model.own_code import own_code
 from reap_stream.model.recording import Lookup, looking_up
 from reap_stream.model.row_lookup import row_lookup
 from reap_stream.model.store import MOVING_SLOTS, ExpertStore
@@ -43,11 +45,13 @@ class StreamedLayer:
 
     def __init__(
         self,
+        path: str,
         module: nn.Module,
         store: ExpertStore | None,
         runner: RoutedExperts | None,
         lookups: Mapping[int, Lookup],
     ) -> None:
+        self._path = path
         self._module = module
         self._lookups = lookups
         self.store = store
@@ -89,7 +93,8 @@ class StreamedLayer:
     def _run(self, hidden_states: torch.Tensor, call: LayerCall, tokens: BatchTokens) -> Any:
         if self.runner is not None:
             self.runner.batch = tokens
-        with torch.inference_mode(), looking_up(self._lookups):
+        failing = own_code(self._path, ForwardError)
+        with failing, torch.inference_mode(), looking_up(self._lookups):
             return self._module(hidden_states, *call.args, **call.kwargs)
 
 
@@ -175,7 +180,7 @@ class StreamedModel:
                 )
                 attach_experts(model, self._architecture.experts_paths[index], runner)
             lookups = self._lookups(index, model)
-            yield StreamedLayer(model.get_submodule(path), store, runner, lookups)
+            yield StreamedLayer(path, model.get_submodule(path), store, runner, lookups)
         finally:
             if runner is not None:
                 attach_experts(model, self._architecture.experts_paths[index], None)
@@ -223,7 +228,7 @@ class StreamedModel:
         attach_experts(model, reduced.experts_paths[index], runner)
         try:
             lookups = self._lookups(index, model)
-            yield StreamedLayer(model.get_submodule(path), full.store, runner, lookups)
+            yield StreamedLayer(path, model.get_submodule(path), full.store, runner, lookups)
         finally:
             attach_experts(model, reduced.experts_paths[index], None)
             release_layer(model, path)

@@ -18,6 +18,7 @@ from torch.overrides import TorchFunctionMode
 from reap_stream.errors import UnsupportedError
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.calls import LayerCall, map_leaves
+from reap_stream.model.own_code import own_code
 
 Lookup = Callable[[torch.Tensor], torch.Tensor]
 """Token ids [...] → rows of an embedding matrix [..., width]."""
@@ -40,7 +41,7 @@ Answer = Callable[[int, Recorded], Any]
 """Acts as a layer: its number and its call → what the model gets back."""
 
 
-class _Stop(Exception):  # noqa: N818 - control flow, not an error
+class _Stop(BaseException):  # Past any handler in the model's code.
     """Ends the model's forward once the last layer that matters was reached."""
 
 
@@ -131,7 +132,7 @@ class Surroundings:
         for index, layer in enumerate(self.layers):
             layer.forward = _forward(called, index)
         try:
-            with looking_up(lookups), torch.no_grad():
+            with own_code(self._name, UnsupportedError), looking_up(lookups), torch.no_grad():
                 return self.base(input_ids=ids, use_cache=False)
         finally:
             for layer in self.layers:
