@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from quality.study import FOLDS, ROW_TOKENS, SIZES
+from quality.wrapping import wrapped
 from reap_stream.checkpoint.source import has_weights, open_checkpoint
 
 QUESTIONS = (
@@ -56,7 +57,7 @@ def render(results: Path = RESULTS) -> str:
         "row_tokens": str(ROW_TOKENS),
         "draft": "" if is_final(found, shipped_model()) else DRAFT,
     }
-    return filled(TEMPLATE.read_text(), texts)
+    return wrapped(filled(TEMPLATE.read_text(), texts))
 
 
 def shipped_model() -> str | None:
