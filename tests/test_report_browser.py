@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 
@@ -16,7 +17,9 @@ from tests.reports import SOURCES, make_scores, write_evaluation, write_pruned
 image = pytest.importorskip("matplotlib.image")
 
 BROWSERS = ("chromium-headless-shell", "chromium", "chromium-browser", "google-chrome")
-BROWSER = next(filter(None, map(shutil.which, BROWSERS)), None)
+# Where a browser lies that is not on the path, e.g. one that Playwright fetched.
+GIVEN = os.environ.get("REAP_STREAM_BROWSER")
+BROWSER = GIVEN or next(filter(None, map(shutil.which, BROWSERS)), None)
 LIGHT, DARK = (255, 255, 255), (13, 17, 23)
 
 pytestmark = [

@@ -39,7 +39,7 @@ def curve_picture(figures: Figures, method: str) -> Picture:
             place = figures.keep + 0.5
             axes.axvline(place, color=WARN, linewidth=1.5, label=f"cut: {figures.keep} stay")
         axes.legend(loc="upper right")
-        axes.set_ylim(0, 1.05 * float(np.percentile(ordered[:, 0], 90)))
+        axes.set_ylim(0, 1.05 * curve_limit(figures))
         axes.set_xlim(1, figures.num_experts)
         axes.xaxis.set_major_locator(MaxNLocator(nbins=9, integer=True))
         axes.set_xlabel("rank of the expert in its layer")
@@ -47,6 +47,12 @@ def curve_picture(figures: Figures, method: str) -> Picture:
 
     label = "scores of each layer in falling order, first layers dark and last ones bright"
     return Picture("curves", label, _HEIGHT, draw)
+
+
+def curve_limit(figures: Figures) -> float:
+    """The ratio to the layer's mean up to which curves are seen: a few layers may begin far above."""
+    highest = figures.relative.max(axis=1)
+    return float(min(highest.max(), 1.5 * np.percentile(highest, 90))) or 1.0
 
 
 def removed_picture(figures: Figures) -> Picture:

@@ -8,7 +8,7 @@ from reap_stream.reporting.text import escaped
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[object]], name: str) -> str:
-    """A table that scrolls by itself where the screen is narrow.
+    """A table that scrolls by itself where the screen is narrow, with the keyboard too.
 
     Args:
         head: titles of columns; none for a table of facts, two columns wide.
@@ -20,9 +20,13 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]], name: str) -> s
     body = "\n".join(_row(row, facts=not head) for row in rows)
     kind = "" if head else ' class="facts"'
     return (
-        f'<div class="scroll"><table id="{name}"{kind}>{thead}<tbody>\n{body}\n'
-        "</tbody></table></div>"
+        f'<div class="scroll" tabindex="0" role="region" aria-label="{_label(name)}">'
+        f'<table id="{name}"{kind}>{thead}<tbody>\n{body}\n</tbody></table></div>'
     )
+
+
+def _label(name: str) -> str:
+    return f"table: {name.removesuffix('-table')}"
 
 
 def _row(cells: Sequence[object], *, facts: bool) -> str:

@@ -74,7 +74,9 @@ def render_page(content: Content) -> str:
         _tokens(content),
         _sources(content),
         *_evaluation(content),
-        section("layers", "Layer by layer", folded("Table", layer_table(content.figures))),
+        section(
+            "layers", "Layer by layer", folded("Table of all layers", layer_table(content.figures))
+        ),
         section("run", "The run", facts_table(content.subject)),
         f"<footer>reap-stream {escaped(version('reap-stream'))}</footer>",
     ]
@@ -197,7 +199,7 @@ def _tokens(content: Content) -> str:
             f"{counted(count, 'expert')} in {counted(len(rows), 'layer')}: no token reached them."
         )
         listing = table(["layer", "count", "experts"], rows, "unreached-table")
-        parts = [what(said), folded("Which", listing)]
+        parts = [what(said), folded("Which experts", listing)]
     return section("tokens", "Routed tokens", figure(content.drawings["tokens"], text), *parts)
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
+from reap_stream.card.privacy import Shortener
 from reap_stream.checkpoint.files import read_small
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
 from reap_stream.errors import CheckpointError, UsageError
@@ -82,7 +83,7 @@ def read_scores(
         UsageError: a malformed target, more than one, or weights of unknown sources.
         CalibrationError: the file is damaged.
     """
-    scores = load_scores(path)
+    scores, choice = _without_directories(load_scores(path), choice)
     factors = source_factors(choice.source_weights, scores.sources)
     chooser = Chooser(choice, factors, 1, 0, {})
     if sparsity is None and keep is None:
@@ -99,6 +100,14 @@ def read_scores(
         " model's router has them."
     )
     return Subject(path, scores, chooser, kept, notes=(note,))
+
+
+def _without_directories(scores: Scores, choice: ChoiceSettings) -> tuple[Scores, ChoiceSettings]:
+    """Sources as a page may name them that is passed on."""
+    shorten = Shortener(scores.sources)
+    weights = tuple((shorten(label), weight) for label, weight in choice.source_weights)
+    named = replace(scores, sources=tuple(map(shorten, scores.sources)))
+    return named, replace(choice, source_weights=weights)
 
 
 def _hint(directory: Path) -> str:
