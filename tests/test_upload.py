@@ -64,8 +64,9 @@ def test_everything_arrives_and_is_read_back(hub, upload, directory):
     assert len(list(directory.glob("*.safetensors"))) > 2
     sha = HfApi().model_info(NAME).sha
     assert f"commit {sha}" in out
-    assert "paths of this machine" in err
-    assert "no license and no base_model" in err
+    assert "README.md has no license" in err
+    assert "README.md has no base_model" in err
+    assert "--base-model" in err
 
 
 def test_the_record_is_what_sha256sum_reads(upload, directory):
@@ -207,3 +208,21 @@ def test_names_that_the_record_must_escape(tmp_path):
     if shutil.which("sha256sum"):
         command = ["sha256sum", "--check", "--strict", "--quiet", "reap/SHA256SUMS"]
         subprocess.run(command, cwd=tmp_path, check=True)
+
+
+def test_hashes_of_verified_files_are_held_against_them(hub, upload, directory, tiny):
+    """What is altered between `verify` and the first upload is not sent."""
+    words = ["verify", str(directory), "--source", str(tiny("glm4_moe")), "--checksums"]
+    assert main(words) == 0
+    recorded = read_checksums(directory)
+    assert set(recorded) == relative_files(directory) - {"README.md", "reap/SHA256SUMS"}
+    shard = min(directory.glob("*.safetensors"))
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
+    status, _, err = upload()
+    assert status == 1
+    assert f"{shard.name}: other bytes" in err
+    assert hub.asked("POST") == []
+    shard.write_bytes(whole)
+    assert upload()[0] == 0
+    assert read_checksums(directory) == recorded

@@ -9,22 +9,21 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import threading
-from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import pytest
 from huggingface_hub import constants
 
 from reap_stream.cli import main
+from tests.loopback import LoopbackHandler, LoopbackServer, blob_id
 from tests.model_hub_client import point_at
 
 NAME = "me/tiny-REAP"
 TOKEN = "hf_token_of_the_upload_test"  # a made-up one
+FIRST = "f" * 40
+"""The commit with which every repository begins."""
 
 
 @dataclass
@@ -43,6 +42,10 @@ class Fault:
     status: int = 0
     times: int = 1
 
+    def befalls(self, method: str, path: str) -> bool:
+        """Whether a request is one of these."""
+        return method == self.method and self.part in path
+
 
 @dataclass
 class Repository:
@@ -50,17 +53,17 @@ class Repository:
 
     private: bool = True
     branches: dict[str, dict[str, Any]] = field(default_factory=lambda: {"main": {}})
+    first: dict[str, Any] = field(default_factory=dict)
     commits: int = 0
 
 
-class UploadServer:
+class UploadServer(LoopbackServer):
     """The server; use `accepting`."""
 
     def __init__(self) -> None:
+        super().__init__(_Handler)
         self.repositories: dict[str, Repository] = {}
         self.stored: dict[str, bytes] = {}
-        self.faults: list[Fault] = []
-        self.requests: list[tuple[str, str]] = []
         self.messages: list[str] = []
         self.whoami: dict[str, Any] = {
             "type": "user",
@@ -70,40 +73,16 @@ class UploadServer:
         }
         # Called with the entry of each file of a listing; returns it altered, or None to hide it.
         self.tamper = lambda entry: entry
-        self.lock = threading.Lock()
-        self._server = _Http(("127.0.0.1", 0), _Handler)
-        self._server.hub = self
-        self.url = f"http://127.0.0.1:{self._server.server_address[1]}"
-        threading.Thread(target=self._server.serve_forever, args=(0.02,), daemon=True).start()
 
     def asked(self, method: str, part: str = "") -> list[str]:
         """Paths of requests."""
         with self.lock:
-            return [path for own, path in self.requests if own == method and part in path]
-
-    def fault(self, method: str, path: str) -> Fault | None:
-        """The fault of a request, used up by this."""
-        with self.lock:
-            for fault in self.faults:
-                if fault.times and fault.method == method and fault.part in path:
-                    fault.times -= 1
-                    return fault
-        return None
-
-    def close(self) -> None:
-        """End the server."""
-        self._server.shutdown()
-        self._server.server_close()
+            return [r.path for r in self.requests if r.method == method and part in r.path]
 
 
-@contextmanager
 def accepting():
     """A server for the length of a block."""
-    server = UploadServer()
-    try:
-        yield server
-    finally:
-        server.close()
+    return UploadServer().running()
 
 
 def log_in(monkeypatch: pytest.MonkeyPatch, url: str, cache: Path) -> None:
@@ -127,35 +106,9 @@ def remote(hub: UploadServer, branch: str = "main", name: str = NAME) -> dict[st
     return hub.repositories[name].branches[branch]
 
 
-class _Http(ThreadingHTTPServer):
-    daemon_threads = True
-    hub: UploadServer
-
-
-class _Handler(BaseHTTPRequestHandler):
-    protocol_version = "HTTP/1.1"
-
-    @property
-    def hub(self) -> UploadServer:
-        return self.server.hub
-
-    def log_message(self, *_: Any) -> None:
-        """Nothing on the terminal."""
-
-    def do_GET(self):
-        self._answer("GET")
-
-    def do_POST(self):
-        self._answer("POST")
-
-    def do_PUT(self):
-        self._answer("PUT")
-
-    def _answer(self, method):
-        path = unquote(urlsplit(self.path).path)
-        with self.hub.lock:
-            self.hub.requests.append((method, path))
-        fault = self.hub.fault(method, path)
+class _Handler(LoopbackHandler):
+    def answer(self, path):
+        fault = self.hub.fault(self.command, path)
         if fault is not None and not fault.status:
             self.close_connection = True
             return
@@ -207,21 +160,27 @@ class _Handler(BaseHTTPRequestHandler):
         if repository is None:
             self._send(404, {}, {"X-Error-Code": "RepoNotFound"})
         elif rest[:1] == ["branch"]:
-            repository.branches.setdefault("/".join(rest[1:]), {})
+            start = json.loads(body or b"{}").get("startingPoint")
+            begun = repository.first if start == FIRST else repository.branches["main"]
+            repository.branches.setdefault("/".join(rest[1:]), dict(begun))
             self._send(200, {})
+        elif rest[:1] == ["commits"]:
+            ids = [self._sha(repository.branches["main"]), FIRST]
+            self._send(200, [_commit(oid) for oid in ids])
         elif rest[:1] == ["preupload"]:
-            self._preupload(json.loads(body))
+            self._preupload(repository.branches["/".join(rest[1:])], json.loads(body))
         elif rest[:1] == ["commit"]:
             self._commit(name, repository.branches["/".join(rest[1:])], body)
         else:
             self._listing(name, repository, "/".join(rest[1:]) or "main")
 
-    def _preupload(self, asked):
+    def _preupload(self, branch, asked):
         files = [
             {
                 "path": file["path"],
                 "uploadMode": "lfs" if file["path"].endswith(".safetensors") else "regular",
                 "shouldIgnore": False,
+                **_known(branch.get(file["path"])),
             }
             for file in asked["files"]
         ]
@@ -253,7 +212,7 @@ class _Handler(BaseHTTPRequestHandler):
         self._send(200, {"commitUrl": url, "commitOid": oid})
 
     def _listing(self, name, repository, revision):
-        branch = repository.branches.get(revision)
+        branch = repository.first if revision == FIRST else repository.branches.get(revision)
         if branch is None:
             self._send(404, {}, {"X-Error-Code": "RevisionNotFound"})
             return
@@ -269,14 +228,19 @@ class _Handler(BaseHTTPRequestHandler):
         ).hexdigest()
 
     def _send(self, status, document, headers=None):
-        body = json.dumps(document).encode()
-        self.send_response(status)
-        for key, value in (headers or {}).items():
-            self.send_header(key, value)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.send_json(document, status, headers)
+
+
+def _known(content: Any) -> dict[str, Any]:
+    """What the Hub says of a file that it has: clients then leave out what would be the same."""
+    if content is None:
+        return {}
+    return {"oid": content[0] if isinstance(content, tuple) else blob_id(content)}
+
+
+def _commit(oid: str) -> dict[str, Any]:
+    date = "2026-01-01T00:00:00.000Z"
+    return {"id": oid, "title": "a commit", "message": "", "date": date, "authors": []}
 
 
 def _entry(path: str, content: Any) -> dict[str, Any]:
@@ -284,6 +248,4 @@ def _entry(path: str, content: Any) -> dict[str, Any]:
         sha256, nbytes = content
         lfs = {"size": nbytes, "sha256": sha256, "pointerSize": 134}
         return {"rfilename": path, "size": nbytes, "blobId": "0" * 40, "lfs": lfs}
-    data = b"blob %d\0" % len(content) + content
-    blob = hashlib.sha1(data, usedforsecurity=False).hexdigest()
-    return {"rfilename": path, "size": len(content), "blobId": blob}
+    return {"rfilename": path, "size": len(content), "blobId": blob_id(content)}

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 from huggingface_hub import ModelCard
 
 from reap_stream.card.facts import CARD_NAME, MAX_CARD_NBYTES
-from reap_stream.card.inputs import CardInputs, read_inputs
-from reap_stream.card.privacy import Shortener
+from reap_stream.card.inputs import read_inputs
+from reap_stream.card.privacy import is_path
+from reap_stream.card.records import records_without_paths
 from reap_stream.checkpoint.files import read_small
 from reap_stream.checkpoint.index import INDEX_NAME
+from reap_stream.checkpoint.publish import RECORDS
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
 from reap_stream.errors import CheckpointError
@@ -21,7 +24,14 @@ from reap_stream.upload.files import LocalFile, local_files
 MAX_FILE_NBYTES: Final = 50 * 10**9
 """Longest file that the Hub takes by every way of transfer."""
 
+_SHOWN: Final = 5
 _HINT: Final = "`reap-stream card` renders it anew"
+_WANTED: Final = (
+    ("base_model", "`reap-stream card {directory} --base-model ORG/NAME[@REVISION]` names it"),
+    ("license", "the source's card named none; ask whoever made the source before you publish"),
+)
+# Where transformers writes the directory that a model was loaded from.
+_NAMING: Final = ((CONFIG_NAME, "_name_or_path"), ("tokenizer_config.json", "name_or_path"))
 _TEXTS: Final = ("license", "license_name", "license_link", "library_name", "pipeline_tag")
 
 
@@ -32,13 +42,14 @@ def check_directory(directory: Path) -> list[LocalFile]:
         The files to send.
 
     Raises:
-        CheckpointError: a shard, the index, a record or the card is missing, damaged or too long.
+        CheckpointError: a shard, the index, a record or the card is missing, damaged or too long, or
+            a record names paths of a machine.
     """
     _refuse_several(directory)
     checkpoint = open_checkpoint(directory)
     _check_index(checkpoint)
-    inputs = read_inputs(directory)
-    _check_kept(directory, inputs.keep)
+    _check_kept(directory, read_inputs(directory).keep)
+    _check_private(directory)
     check_card(directory)
     files = local_files(checkpoint)
     for file in files:
@@ -51,21 +62,53 @@ def check_directory(directory: Path) -> list[LocalFile]:
 
 
 def card_notes(directory: Path) -> list[str]:
-    """What to know of the card before it is public."""
+    """What to know before others see it."""
     data = vars(_card(directory / CARD_NAME).data)
-    missing = [key for key in ("license", "base_model") if not data.get(key)]
-    if not missing:
-        return []
-    named = " and no ".join(missing)
-    return [
-        f"README.md has no {named} in its front matter: the source's card, or `card`, gives them"
+    notes = [f"README.md has no {key}: {hint}" for key, hint in _WANTED if not data.get(key)]
+    return [*(note.format(directory=directory) for note in notes), *_source_paths(directory)]
+
+
+def added_note(directory: Path, files: Sequence[LocalFile]) -> str | None:
+    """What is to say of files that somebody put beside the checkpoint's own: they are sent as well."""
+    came_along = read_inputs(directory).facts.get("side_files")
+    if came_along is None:
+        return None
+    own = {*came_along, CONFIG_NAME, INDEX_NAME, CARD_NAME}
+    added = [
+        file.name
+        for file in files
+        if file.name not in own
+        and not file.name.startswith(f"{RECORDS}/")
+        # Weights that are not the checkpoint's own are refused.
+        and not file.name.endswith(".safetensors")
     ]
+    if not added:
+        return None
+    more = f" and {len(added) - _SHOWN} more" if len(added) > _SHOWN else ""
+    return (
+        f"put beside the checkpoint by somebody, and sent with it: {', '.join(added[:_SHOWN])}{more};"
+        " move away what others should not read"
+    )
 
 
-def machine_paths(directory: Path) -> list[str]:
-    """Paths of this machine that the records speak of, which will be read by others."""
-    inputs: CardInputs = read_inputs(directory)
-    return Shortener(inputs.run, inputs.evaluation).paths
+def _source_paths(directory: Path) -> Iterator[str]:
+    """Paths that the source's own files hold, of whoever made it."""
+    for name, key in _NAMING:
+        path = directory / name
+        if not path.exists():
+            continue
+        said = parse_object(read_small(path, MAX_JSON_NBYTES), path, finite=False).get(key)
+        if isinstance(said, str) and is_path(said):
+            yield f"{name} says {key}: {said}, as the source's does: for all to read"
+
+
+def _check_private(directory: Path) -> None:
+    named = sorted(records_without_paths(directory))
+    if named:
+        raise CheckpointError(
+            f"{directory}: {', '.join(named)} name paths of the machine that pruned it, for all to"
+            f" read: another version wrote them; `reap-stream card {directory}` takes them out"
+        )
 
 
 def check_card(directory: Path) -> None:

@@ -16,9 +16,10 @@ from reap_stream.card.facts import CARD_NAME
 from reap_stream.card.usage import CHECKSUMS_FILE
 from reap_stream.checkpoint.atomic import write_atomically
 from reap_stream.checkpoint.files import open_regular, pread_exact, read_small
+from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES
 from reap_stream.errors import CheckpointError, VerificationError
-from reap_stream.upload.files import LocalFile
+from reap_stream.upload.files import LocalFile, local_files
 
 _CHUNK_NBYTES: Final = 1 << 22
 # Hashing lets other threads run; more would only make the disk seek.
@@ -93,6 +94,19 @@ def write_checksums(directory: Path, hashes: Mapping[str, str]) -> None:
     lines = (_line(name, hashes[name]) for name in sorted(hashes) if name not in _UNLISTED)
     data = "".join(lines).encode()
     write_atomically(directory / CHECKSUMS_FILE, [data], len(data))
+
+
+def record_checksums(directory: Path) -> Path:
+    """Make the record of a checkpoint anew, from its files as they are.
+
+    Returns:
+        The record.
+
+    Raises:
+        ReapStreamError: the directory is no checkpoint, or holds weights that are not its own.
+    """
+    write_checksums(directory, hash_files(local_files(open_checkpoint(directory))))
+    return directory / CHECKSUMS_FILE
 
 
 def refresh_checksums(directory: Path, names: Iterable[str]) -> None:

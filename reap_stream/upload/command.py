@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 
+from reap_stream.card.usage import CHECKSUMS_FILE
 from reap_stream.upload.rights import Target
 from reap_stream.upload.sending import survey
 from reap_stream.upload.sending import upload as run_upload
@@ -16,7 +17,11 @@ def upload(arguments: argparse.Namespace) -> None:
     if arguments.dry_run:
         report = survey(arguments.directory, target)
         _say(report.table())
-        outcome = f"would go to {report.url}; nothing was sent, hashes were not checked"
+        seen = "public" if arguments.public else "private"
+        outcome = (
+            f"would go to {report.url}, which is made {seen} if it is not there, with their hashes in"
+            f" {CHECKSUMS_FILE}; nothing was sent, hashes were not checked"
+        )
     else:
         report = run_upload(arguments.directory, target, arguments.commit_message)
         outcome = (

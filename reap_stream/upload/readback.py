@@ -10,10 +10,11 @@ from typing import Final
 from huggingface_hub import HfApi
 
 from reap_stream.errors import OutputError
+from reap_stream.hub.retrying import persist
 from reap_stream.upload.checksums import hash_files
 from reap_stream.upload.errors import explained
 from reap_stream.upload.files import LocalFile
-from reap_stream.upload.rights import Target
+from reap_stream.upload.rights import Target, deletion, other_weights
 
 # Made by the Hub with every repository.
 _HUBS_OWN: Final = frozenset({".gitattributes"})
@@ -60,10 +61,13 @@ def read_back(
         hashes: their SHA-256 by name.
 
     Raises:
-        OutputError: the listing cannot be had, or something else is there than was sent.
+        OutputError: the listing cannot be had, something else is there than was sent, or other
+            weights as well.
     """
     with explained(target.repository, "reading the listing back", OutputError):
-        info = api.model_info(target.repository, revision=target.revision, files_metadata=True)
+        info = persist(
+            lambda: api.model_info(target.repository, revision=target.revision, files_metadata=True)
+        )
     listed = {
         sibling.rfilename: Remote(
             sibling.size,
@@ -80,6 +84,12 @@ def read_back(
             f" command again{lines}"
         )
     sent = {file.name for file in files}
+    weights = other_weights(sent, listed)
+    if weights:
+        raise OutputError(
+            f"{target.repository}: all files are there, and {len(weights)} of other weights that"
+            f" somebody else put there meanwhile: delete them: {deletion(target, weights)}"
+        )
     others = tuple(sorted(listed.keys() - sent - _HUBS_OWN))
     return Readback(info.sha or "", others)
 

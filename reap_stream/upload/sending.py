@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -12,9 +12,10 @@ from huggingface_hub import HfApi, constants
 
 from reap_stream.card.usage import CHECKSUMS_FILE
 from reap_stream.errors import OutputError
+from reap_stream.hub.errors import TRANSPORT_ERROR
 from reap_stream.hub.retrying import persist
 from reap_stream.progress import byte_bar
-from reap_stream.upload.checks import card_notes, check_directory, machine_paths
+from reap_stream.upload.checks import added_note, card_notes, check_directory
 from reap_stream.upload.checksums import (
     check_hashes,
     hash_files,
@@ -24,7 +25,13 @@ from reap_stream.upload.checksums import (
 from reap_stream.upload.errors import explained
 from reap_stream.upload.files import LocalFile
 from reap_stream.upload.readback import read_back
-from reap_stream.upload.rights import Target, check_name, check_repository, check_rights
+from reap_stream.upload.rights import (
+    Target,
+    check_name,
+    check_replaced,
+    check_repository,
+    check_rights,
+)
 
 LIBRARY: Final = "reap-stream"
 _MESSAGE: Final = "Pruned checkpoint, by reap-stream"
@@ -67,7 +74,9 @@ def survey(directory: Path, target: Target) -> UploadReport:
     """
     check_name(target.repository)
     files = check_directory(directory)
-    return UploadReport(tuple(files), _url(target), None, _notes(directory))
+    added = added_note(directory, files)
+    notes = [*card_notes(directory), *([added] if added else [])]
+    return UploadReport(tuple(files), _url(target), None, tuple(notes))
 
 
 def upload(
@@ -91,13 +100,15 @@ def upload(
     surveyed = survey(directory, target)
     names = {*(file.name for file in surveyed.files), CHECKSUMS_FILE}
     check_rights(api, target)
-    note = check_repository(api, target, names)
+    standing = check_repository(api, target, names)
     hashes = _checked_hashes(directory, surveyed.files)
+    check_replaced(target, standing, hashes)
     files = check_directory(directory)
     hashes |= hash_files([file for file in files if file.name == CHECKSUMS_FILE])
+    _make(api, target, standing.start)
     _send(api, directory, target, files, message or _MESSAGE)
     found = read_back(api, target, files, hashes)
-    notes = [*surveyed.notes, *([note] if note else [])]
+    notes = [*surveyed.notes, *([standing.note] if standing.note else [])]
     if found.others:
         notes.append(f"also in the repository, from before: {', '.join(found.others[:10])}")
     return UploadReport(tuple(files), surveyed.url, found.commit, tuple(notes))
@@ -114,34 +125,43 @@ def _checked_hashes(directory: Path, files: Sequence[LocalFile]) -> dict[str, st
     return hashes
 
 
+def _make(api: HfApi, target: Target, start: str | None) -> None:
+    """Makes the repository and the branch, where they are not there."""
+    name, branch = target.repository, target.revision
+    with explained(name, "making the repository", OutputError):
+        persist(lambda: api.create_repo(name, private=not target.public, exist_ok=True))
+        if branch is not None and not branch.startswith("refs/"):
+            persist(lambda: api.create_branch(name, branch=branch, revision=start, exist_ok=True))
+
+
 def _send(
     api: HfApi, directory: Path, target: Target, files: Sequence[LocalFile], message: str
 ) -> None:
-    with explained(target.repository, "making the repository", OutputError):
-        api.create_repo(target.repository, private=not target.public, exist_ok=True)
-        if target.revision is not None and not target.revision.startswith("refs/"):
-            api.create_branch(target.repository, branch=target.revision, exist_ok=True)
     # Resumes by itself: files that are there are not sent again, nor are parts of large ones.
     with explained(target.repository, "sending", OutputError):
         persist(
-            lambda: api.upload_folder(
-                repo_id=target.repository,
-                folder_path=directory,
-                revision=target.revision,
-                commit_message=message,
-                allow_patterns=[glob.escape(file.name) for file in files],
+            lambda: _plainly(
+                lambda: api.upload_folder(
+                    repo_id=target.repository,
+                    folder_path=directory,
+                    revision=target.revision,
+                    commit_message=message,
+                    allow_patterns=[glob.escape(file.name) for file in files],
+                )
             )
         )
+
+
+def _plainly(send: Callable[[], object]) -> None:
+    """Raises what broke a transfer: huggingface_hub hides it in an error that says which file."""
+    try:
+        send()
+    except RuntimeError as error:
+        if isinstance(error.__cause__, (TRANSPORT_ERROR, OSError)):
+            raise error.__cause__ from error
+        raise
 
 
 def _url(target: Target) -> str:
     url = f"{constants.ENDPOINT}/{target.repository}"
     return url if target.revision is None else f"{url}/tree/{target.revision}"
-
-
-def _notes(directory: Path) -> tuple[str, ...]:
-    notes, paths = card_notes(directory), machine_paths(directory)
-    if paths:
-        shown = ", ".join(paths[:3])
-        notes.append(f"reap/ names {len(paths)} paths of this machine, for all to read: {shown}")
-    return tuple(notes)
