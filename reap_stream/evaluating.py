@@ -23,6 +23,7 @@ from reap_stream.evaluation.opening import OpenedEvaluation, open_evaluation
 from reap_stream.evaluation.positions import read_positions
 from reap_stream.evaluation.predictions import compare_predictions
 from reap_stream.evaluation.vocabulary import uncompared
+from reap_stream.kept_record import kept_digest, recorded_digest
 from reap_stream.progress import Progress
 from reap_stream.resident import peak_device_nbytes, peak_resident_nbytes
 from reap_stream.settings import EvalSettings
@@ -92,7 +93,23 @@ def _results(
             all=comparison.figures(),
             sources={text: comparison.figures(n) for n, text in enumerate(sources)},
             layers=layers,
+            kept_sha256=_kept_digest(opened, contestant),
+            fingerprint=_fingerprint(opened, contestant),
         )
+
+
+def _kept_digest(opened: OpenedEvaluation, contestant: Contestant) -> str | None:
+    num_layers = opened.depth(contestant.model)
+    if contestant.kept is not None:
+        return kept_digest(contestant.kept, num_layers)
+    return recorded_digest(opened.models[contestant.model].model.checkpoint.directory, num_layers)
+
+
+def _fingerprint(opened: OpenedEvaluation, contestant: Contestant) -> str | None:
+    checkpoint = opened.models[contestant.model].model.checkpoint
+    # On the Hub, the same files have another one.
+    is_directory = contestant.candidate is None and checkpoint.origin is None
+    return checkpoint.fingerprint if is_directory else None
 
 
 def _choice(contestant: Contestant) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import TYPE_CHECKING, Final
 
 from reap_stream.checkpoint.files import read_small
@@ -10,6 +12,7 @@ from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, sh
 from reap_stream.errors import CheckpointError, UnsupportedError, VerificationError
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
     from collections.abc import Set as AbstractSet
     from pathlib import Path
 
@@ -60,3 +63,24 @@ def read_kept(directory: Path, num_experts: int, layers: AbstractSet[int]) -> di
                 f"not {shown(experts)}"
             )
     return {int(layer): experts for layer, experts in entries.items()}
+
+
+def kept_digest(kept: Mapping[int, Sequence[int]], num_layers: int) -> str:
+    """SHA-256 of a choice of experts: two prunings of a model are the same where it is.
+
+    Args:
+        kept: layer → numbers of the kept experts.
+        num_layers: decoder layers; next-token-prediction layers stand behind them and do not count.
+    """
+    chosen = {str(layer): list(kept[layer]) for layer in sorted(kept) if layer < num_layers}
+    return hashlib.sha256(json.dumps(chosen).encode()).hexdigest()
+
+
+def recorded_digest(directory: Path, num_layers: int) -> str | None:
+    """`kept_digest` of a pruned checkpoint; None where it has no record that can be read."""
+    path = directory / KEPT_FILE
+    try:
+        entries = parse_object(read_small(path, MAX_JSON_NBYTES), path)["kept"]
+        return kept_digest({int(layer): experts for layer, experts in entries.items()}, num_layers)
+    except (CheckpointError, KeyError, ValueError, TypeError, AttributeError):
+        return None

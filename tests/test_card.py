@@ -5,49 +5,23 @@ from __future__ import annotations
 import json
 import shlex
 import shutil
+from pathlib import Path
 
 import pytest
-from huggingface_hub import ModelCard
 from transformers import AutoConfig
 
-from reap_stream.card.base import Base, base_of
 from reap_stream.card.inputs import read_inputs
 from reap_stream.card.reproduce import command, command_text
-from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.cli import main
 from tests.builders import add_mtp, load_tensors
+from tests.cards import COMMIT, KEEP, cached_source, card, rows, section
 from tests.engine import prune_to
 from tests.families import NUM_EXPERTS
-from tests.hub_server import serving
-from tests.model_hub_client import point_at
-
-KEEP = 4
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
-SOURCE_CARD = """---
-license: other
-license_name: tiny-licence
-license_link: LICENSE
-language:
-- en
-- zh
-pipeline_tag: text-generation
-base_model: org/older
-gated: true
-tags: [conversational]
----
-# Tiny
-
-Of *its* own.
-"""
 
 
 @pytest.fixture(scope="module")
 def source(tiny, tmp_path_factory):
-    """A snapshot of the Hub's cache, with a card."""
-    folder = tmp_path_factory.mktemp("cache") / "models--org--Tiny-8B" / "snapshots" / COMMIT
-    shutil.copytree(tiny("glm4_moe"), folder)
-    (folder / "README.md").write_text(SOURCE_CARD, encoding="utf-8")
-    return folder
+    return cached_source(tiny("glm4_moe"), tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="module")
@@ -72,20 +46,6 @@ def render(directory, capsys):
     return run
 
 
-def card(directory):
-    return ModelCard.load(directory / "README.md")
-
-
-def rows(text):
-    """First cell → the others, of every table."""
-    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
-    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
-
-
-def section(text, title):
-    return text.split(f"## {title}\n")[1].split("\n## ")[0]
-
-
 def test_the_front_matter_says_what_was_cut(pruned):
     data = card(pruned).data.to_dict()
     assert data == {
@@ -95,7 +55,7 @@ def test_the_front_matter_says_what_was_cut(pruned):
         "tags": ["moe", "pruning", "expert-pruning", "reap", "glm4_moe", "reap-stream"],
         "license": "other",
         "license_name": "tiny-licence",
-        "license_link": "LICENSE",
+        "license_link": f"https://huggingface.co/org/Tiny-8B/blob/{COMMIT}/LICENSE",
         "language": ["en", "zh"],
     }
 
@@ -108,7 +68,7 @@ def test_the_figures_are_those_of_config_and_weights(pruned, source):
     assert found["context (tokens)"] == [str(config.max_position_embeddings)] * 2
     sizes = [sum(t.nbytes for t in load_tensors(d).values()) / 1e6 for d in (source, pruned)]
     assert found["bytes of tensors"] == [f"{size:.2f} MB" for size in sizes]
-    assert found["stored as"] == ["F32", "F32"]
+    assert found["stored as (share of bytes)"] == ["F32", "F32"]
     facts = json.loads((pruned / "reap" / "card.json").read_text())
     assert sum(facts["tensors"].values()) == len(load_tensors(pruned))
     per_expert = facts["source"]["parameters"] - facts["pruned"]["parameters"]
@@ -148,7 +108,9 @@ def test_rendered_again_it_is_the_same(options, source, calibration, tmp_path):
     assert ("reap" in card(output).data.tags) is (options.get("method") != "random")
 
 
-def test_the_command_makes_the_same_bytes(source, calibration, tmp_path):
+def test_the_command_makes_the_same_bytes(source, calibration, tmp_path, monkeypatch):
+    # Where the files that it names lie.
+    monkeypatch.chdir(Path(calibration[0]).parent)
     options = {"method": "ean", "seed": 3, "source_weights": ((calibration[0], 2.5),)}
     output = prune_to(
         tmp_path / "out", source, calibration, "4,6", max_shard_nbytes=60_000, **options
@@ -204,6 +166,33 @@ def test_an_evaluation_stands_in_it_with_its_n(render, directory, source, calibr
     assert (directory / "README.md").read_bytes() == before
 
 
+def test_an_evaluation_of_another_pruning_of_as_many_experts_is_refused(
+    render, directory, source, calibration, tmp_path, capsys
+):
+    found, text = (
+        tmp_path / "found.json",
+        ["--text", calibration[0], "--output", tmp_path / "found.json"],
+    )
+    scores = ["--scores", directory / "reap" / "scores.safetensors", "--keep", str(KEEP)]
+    own = json.loads((directory / "reap" / "run.json").read_text())["settings"]["method"]
+    others = ["--method", f"{own},random"]
+    assert main(list(map(str, ["eval", source, *scores, *others, *text]))) == 0
+    assert render("--eval", found)[0] == 0
+    # Of two candidates of as many experts it tells which one was written.
+    assert f"This model is `{own} keep {KEEP}`." in (directory / "README.md").read_text()
+    document = json.loads(found.read_text())
+    kept = [candidate.get("kept_sha256") for candidate in document["candidates"]]
+    assert kept[0] is None
+    assert kept[1] != kept[2]
+    del document["candidates"][1]
+    found.write_text(json.dumps(document))
+    assert render("--eval", found)[0] == 2
+    # Written by hand, or by a version that knew no better.
+    del document["candidates"][1]["kept_sha256"]
+    found.write_text(json.dumps(document))
+    assert render("--eval", found)[0] == 0
+
+
 def test_an_evaluation_of_other_models_is_refused(render, directory, tmp_path):
     found = tmp_path / "found.json"
     before = (directory / "README.md").read_bytes()
@@ -219,18 +208,6 @@ def test_an_evaluation_of_other_models_is_refused(render, directory, tmp_path):
         assert render("--eval", found)[0] == 2
     assert (directory / "README.md").read_bytes() == before
     assert not (directory / "reap" / "eval.json").exists()
-
-
-def test_the_source_can_be_named_later(render, directory):
-    assert render("--base-model", f"lab/Big-FP8@{COMMIT}")[0] == 0
-    assert card(directory).data.base_model == "lab/Big-FP8"
-    assert render()[0] == 0
-    text = card(directory).text
-    assert "https://huggingface.co/lab/Big-FP8" in text
-    assert f"lab/Big-FP8@{COMMIT}" in section(text, "Reproduce")
-    status, err = render("--base-model", "no id")
-    assert status == 2
-    assert "org/name" in err
 
 
 @pytest.mark.parametrize("name", ["card.json", "run.json"])
@@ -272,25 +249,5 @@ def test_weights_in_another_format(pruned_to):
     data, text = card(output).data, card(output).text
     assert "fp8" in data.tags
     assert f"{facts['tensors']['computed']} tensors were computed" in text
-    assert "-FP8`" in text
-    assert rows(text)["stored as"][1].startswith("F8_E4M3 ")
-
-
-def test_a_model_from_the_hub_is_the_base(source, calibration, tmp_path, monkeypatch):
-    with serving() as server:
-        commit = server.add("org/from-hub", source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        words = [word for spec in calibration for word in ("--calibration", spec)]
-        words += ["--keep", str(KEEP), "--output", str(tmp_path / "out")]
-        assert main(["prune", "org/from-hub", *words]) == 0
-    data = card(tmp_path / "out").data
-    assert (data.base_model, data.license_name) == ("org/from-hub", "tiny-licence")
-    assert f"prune org/from-hub@{commit} " in section(card(tmp_path / "out").text, "Reproduce")
-
-
-def test_only_a_snapshot_of_the_cache_proves_an_id(source, tiny, tmp_path):
-    assert base_of(open_checkpoint(source)) == Base("Tiny-8B", "org/Tiny-8B", COMMIT)
-    for name in (f"models--org--x/snapshots/{COMMIT[:-1]}", f"models--org--x/other/{COMMIT}"):
-        folder = tmp_path / name
-        shutil.copytree(tiny("glm4_moe"), folder)
-        assert base_of(open_checkpoint(folder)) == Base(folder.name)
+    assert "-FP8\n" in text
+    assert rows(text)["stored as (share of bytes)"][1].startswith("F8_E4M3 ")

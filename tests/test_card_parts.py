@@ -7,7 +7,6 @@ import pytest
 from reap_stream.card.base import short_count, suggested_name
 from reap_stream.card.markdown import code, table
 from reap_stream.card.metadata import data_sets
-from reap_stream.card.privacy import Shortener
 from reap_stream.card.source import SourceCard, read_source_card
 
 
@@ -27,17 +26,6 @@ def test_strangers_text_is_no_markup(text, span):
 
 def test_tables_have_a_rule_below_their_header():
     assert table(("a", "b"), [("1", "2")]) == "| a | b |\n| --- | --- |\n| 1 | 2 |"
-
-
-def test_paths_are_shortened_and_nothing_else():
-    run = {
-        "settings": {"model": "/data", "source_weights": {"/data/a b.jsonl:9": 2.0}},
-        "source": {"path": "/data"},
-        "calibration": {"sources": ["/data/a b.jsonl:9", "./c.txt", "org/d(train)"]},
-    }
-    shorten = Shortener(run, None)
-    text = "'/data/a b.jsonl:9' ./c.txt org/d(train) /data https://host/data /database"
-    assert shorten(text) == "'a b.jsonl:9' c.txt org/d(train) data https://host/data /database"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,8 @@
     metadata     the front matter
     sections     the text, with `method`, `results` and `usage`
     reproduce    the command that gives the same bytes
-    privacy      paths of the machine are left out
+    privacy      names in the place of paths
+    records      the records of a checkpoint without paths of the machine
     writing      README.md of a finished directory, rendered anew
 
 The card follows from files of the directory, so it can be rendered again at any time: when an

@@ -60,6 +60,7 @@ def card_facts(model: OpenedModel, variant: Variant, mtp: str) -> dict[str, Any]
         "pruned": {**after, "nbytes": variant.plan.total_size, "dtypes": dtypes},
         "tensors": _kinds(variant.plan),
         "quantization": quantization_label(written.config, dtypes),
+        "side_files": list(model.checkpoint.side_files),
     }
 
 

@@ -15,6 +15,8 @@ from reap_stream.errors import UsageError
 def card_data(inputs: CardInputs) -> ModelCardData:
     """The front matter; what is not known is left out."""
     inherited = inputs.source.inherited()
+    if "license_link" in inherited:
+        inherited["license_link"] = _reachable(inherited["license_link"], inputs.facts)
     return ModelCardData(
         base_model=inputs.facts["base"]["repository"],
         library_name="transformers",
@@ -23,6 +25,15 @@ def card_data(inputs: CardInputs) -> ModelCardData:
         datasets=data_sets(inputs.run) or None,
         **inherited,
     )
+
+
+def _reachable(link: str, facts: Any) -> str:
+    """A link to the licence: into the source's repository, if its file did not come along."""
+    base = facts["base"]
+    relative = "://" not in link and not link.startswith("/")
+    if not relative or base["repository"] is None or link in facts.get("side_files", [link]):
+        return link
+    return f"https://huggingface.co/{base['repository']}/blob/{base['revision'] or 'main'}/{link}"
 
 
 def data_sets(run: Any) -> list[str]:

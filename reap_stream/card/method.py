@@ -38,11 +38,11 @@ def _paragraphs(inputs: CardInputs) -> Iterator[str]:
     if propagate is not None:
         seen = "the source's" if propagate == "original" else "the already pruned layers'"
         yield f"Layers were run on {seen} activations (`--propagate {propagate}`)."
-    yield _calibration(run["calibration"])
+    yield _calibration(run["calibration"], run["versions"]["reap-stream"])
     yield from _choice(inputs)
 
 
-def _calibration(calibration: Mapping[str, Any]) -> str:
+def _calibration(calibration: Mapping[str, Any], version: str) -> str:
     tokens = f", {calibration['tokens']} tokens" if "tokens" in calibration else ""
     sha256 = calibration.get("sha256", calibration.get("calibration_sha256"))
     total = f"Calibration data{tokens}" + (f" (SHA-256 `{sha256}`)" if sha256 else "") + ":"
@@ -51,12 +51,13 @@ def _calibration(calibration: Mapping[str, Any]) -> str:
         listed = "\n".join(f"- {code(source)}" for source in calibration["sources"])
         return f"{total}\n\n{listed}"
     header = ("data", "config, split", "revision", "rows", "tokens", "SHA-256 of token ids")
-    return f"{total}\n\n" + table(header, [_origin(origin) for origin in origins])
+    return f"{total}\n\n" + table(header, [_origin(origin, version) for origin in origins])
 
 
-def _origin(origin: Mapping[str, Any]) -> tuple[str, ...]:
+def _origin(origin: Mapping[str, Any], version: str) -> tuple[str, ...]:
     where = ", ".join(str(origin[key]) for key in ("config", "split") if key in origin)
-    revision = code(origin["revision"]) if "revision" in origin else "-"
+    known = f"reap-stream {version}" if origin["kind"] == "builtin" else "a file"
+    revision = code(origin["revision"]) if "revision" in origin else known
     counts = (str(origin["rows"]), str(origin["tokens"]))
     return (code(origin["source"]), where or "-", revision, *counts, code(origin["sha256"]))
 

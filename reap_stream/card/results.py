@@ -14,20 +14,24 @@ _HEADER = ("model", "experts", "tokens predicted (n)", "loss", "perplexity", "KL
 
 def evaluation_section(inputs: CardInputs) -> str:
     """The section: figures with their n, or the words ``not evaluated``."""
-    return "\n\n".join(["## Evaluation", *_evaluation(inputs.evaluation)])
+    return "\n\n".join(["## Evaluation", *_evaluation(inputs)])
 
 
-def _evaluation(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
+def _evaluation(inputs: CardInputs) -> Iterator[str]:
+    evaluation = inputs.evaluation
     if evaluation is None:
         yield "Quality: not evaluated."
         return
     text = evaluation["text"]
     yield (
-        f"`reap-stream eval` on {text['rows']} rows, {text['tokens']} tokens (SHA-256 "
+        f"`reap-stream eval` on {text['rows']} rows{_how(evaluation)}, {text['tokens']} tokens (SHA-256 "
         f"`{text['sha256']}`). Loss in nats a predicted token; KL: mean divergence from the first "
         "model's predictions in nats; same top-1: how often both find the same token likeliest."
     )
     candidates = evaluation["candidates"]
+    own = inputs.evaluated(candidates)
+    if len(own) == 1:
+        yield f"This model is {code(own[0]['label'])}."
     sources = list(candidates[0]["sources"])
     for source in sources if len(sources) > 1 else ():
         rows = [_row(candidate, candidate["sources"][source]) for candidate in candidates]
@@ -40,6 +44,14 @@ def _evaluation(evaluation: Mapping[str, Any] | None) -> Iterator[str]:
     yield "Tasks, generation and conversations: not evaluated."
 
 
+def _how(evaluation: Mapping[str, Any]) -> str:
+    """Perplexity depends on how long rows are."""
+    settings = evaluation.get("settings", {})
+    length, dtype = settings.get("sequence_length"), settings.get("compute_dtype")
+    longest = f" of at most {length} tokens" if length else ""
+    return f"{longest}, computed in {dtype}" if dtype else longest
+
+
 def _row(candidate: Mapping[str, Any], figures: Mapping[str, Any]) -> tuple[str, ...]:
     agreed = figures["top1_agreement"]
     return (
@@ -48,7 +60,7 @@ def _row(candidate: Mapping[str, Any], figures: Mapping[str, Any]) -> tuple[str,
         str(figures["tokens"]),
         *(
             _number(figures[key], digits)
-            for key, digits in (("loss", ".4f"), ("perplexity", ".4g"))
+            for key, digits in (("loss", ".4f"), ("perplexity", ".2f"))
         ),
         _number(figures["kl"], ".4f"),
         "-" if agreed is None else f"{agreed:.2%}",

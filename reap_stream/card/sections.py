@@ -11,7 +11,6 @@ from reap_stream.card.inputs import CardInputs
 from reap_stream.card.markdown import code, table
 from reap_stream.card.metadata import card_data
 from reap_stream.card.method import method_section
-from reap_stream.card.privacy import Shortener
 from reap_stream.card.results import evaluation_section, limits_section
 from reap_stream.card.source import SourceCard
 from reap_stream.card.usage import (
@@ -37,7 +36,6 @@ def render(inputs: CardInputs) -> str:
     Returns:
         Front matter, the card, and the source's own card.
     """
-    shorten = Shortener(inputs.run, inputs.evaluation)
     parts = [
         _introduction(inputs),
         _figures(inputs),
@@ -47,10 +45,10 @@ def render(inputs: CardInputs) -> str:
         limits_section(inputs),
         serving_section(inputs),
         reproduce_section(inputs),
-        files_section(),
+        files_section(inputs),
         citation_section(inputs),
     ]
-    text = shorten("\n\n".join(parts))
+    text = "\n\n".join(parts)
     if inputs.source.text:
         text += f"\n\n## The card of {inputs.base}\n\n{inputs.source.text}"
     card = ModelCard(f"---\n{card_data(inputs).to_yaml()}\n---\n\n{text}\n")
@@ -61,10 +59,10 @@ def _introduction(inputs: CardInputs) -> str:
     facts = inputs.facts
     total, gone = facts["source"]["experts"], facts["source"]["experts"] - inputs.keep
     return (
-        f"# {facts['base']['name']}, {inputs.keep} of {total} experts\n\n"
-        f"`{facts['architecture']}` of {_linked(facts['base'])} with {gone} of {total} routed "
-        "experts removed from every Mixture-of-Experts layer. No weight was trained. "
-        f"{_licence(inputs)} A name by the Hub's custom: `{inputs.name}`."
+        f"# {inputs.name}\n\n"
+        f"{_linked(facts['base'])} with {gone} of {total} routed experts removed from every "
+        f"Mixture-of-Experts layer, so {inputs.keep} are left. Architecture: "
+        f"`{facts['architecture']}`. No weight was trained. {_licence(inputs)}"
     )
 
 
@@ -80,7 +78,7 @@ def _licence(inputs: CardInputs) -> str:
 
 def _linked(base: Mapping[str, Any]) -> str:
     if base["repository"] is None:
-        return f"`{base['name']}` (a directory)"
+        return f"`{base['name']}` (a directory; its id on the Hub is not on record)"
     revision = f" at commit `{base['revision']}`" if base["revision"] else ""
     return f"[{base['repository']}](https://huggingface.co/{base['repository']}){revision}"
 
@@ -91,15 +89,15 @@ def _figures(inputs: CardInputs) -> str:
         ("experts a layer", str(before["experts"]), str(after["experts"])),
         ("experts a token", *[str(facts["experts_per_token"])] * 2),
         ("layers with experts", *[f"{facts['moe_layers']} of {facts['layers']}"] * 2),
-        ("parameters", _billions(before["parameters"]), _billions(after["parameters"])),
+        ("parameters", _count(before["parameters"]), _count(after["parameters"])),
         (
             "parameters a token uses",
-            _billions(before["active_parameters"]),
-            _billions(after["active_parameters"]),
+            _count(before["active_parameters"]),
+            _count(after["active_parameters"]),
         ),
         ("next-token-prediction (MTP) layers", _mtp(before), _mtp(after)),
         ("bytes of tensors", _size(before["nbytes"]), _size(after["nbytes"])),
-        ("stored as", _dtypes(before["dtypes"]), _dtypes(after["dtypes"])),
+        ("stored as (share of bytes)", _dtypes(before["dtypes"]), _dtypes(after["dtypes"])),
     ]
     if facts["context"] is not None:
         rows.append(("context (tokens)", *[str(facts["context"])] * 2))
@@ -115,8 +113,8 @@ def _mtp(figures: Mapping[str, Any]) -> str:
     return f"{count}, {figures['mtp_experts']} experts" if count else "none with experts"
 
 
-def _billions(count: int) -> str:
-    return f"{count / 1e9:.4g} B"
+def _count(count: int) -> str:
+    return f"{count / 1e9:.4g} B" if count >= 10**9 else f"{count / 1e6:.4g} M"
 
 
 def _size(nbytes: int) -> str:
@@ -125,8 +123,12 @@ def _size(nbytes: int) -> str:
 
 def _dtypes(nbytes: Mapping[str, int]) -> str:
     total = sum(nbytes.values()) or 1
-    shares = [f"{dtype} {share / total:.1%}" for dtype, share in nbytes.items()]
+    shares = [f"{dtype} {_share(own / total)}" for dtype, own in nbytes.items()]
     return shares[0].split()[0] if len(shares) == 1 else ", ".join(shares)
+
+
+def _share(share: float) -> str:
+    return f"{share:.1%}" if share >= 0.001 else "under 0.1%"
 
 
 def _changes(inputs: CardInputs) -> str:
@@ -155,16 +157,17 @@ def _change_lines(inputs: CardInputs) -> Iterator[str]:
         yield f"{computed} tensors were computed from the source's values: {_recoded(inputs)}."
     yield "`reap/kept_experts.json` says which experts of the source stayed."
     yield from _mtp_lines(inputs)
-    yield "In `config.json` the number of experts follows; settings that name experts are renumbered."
+    stored = "; quantisation settings follow what is stored" if computed else ""
+    yield (
+        "In `config.json` the number of experts follows; settings that name experts are renumbered"
+        f"{stored}."
+    )
 
 
 def _recoded(inputs: CardInputs) -> str:
     counts = inputs.run["weights"]
-    written = [f"{counts[name]} as {text}" for name, text in _WEIGHTS.items() if name in counts]
-    return (
-        f"of its {sum(counts.values())} weights, those of removed experts counted, are stored "
-        + " and ".join(written)
-    )
+    written = [text for name, text in _WEIGHTS.items() if counts.get(name)]
+    return f"weights stored as {' and '.join(written)}"
 
 
 def _mtp_lines(inputs: CardInputs) -> Iterator[str]:

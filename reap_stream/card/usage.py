@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from typing import Final
 
 from reap_stream.card.inputs import CardInputs
@@ -28,8 +29,8 @@ def serving_section(inputs: CardInputs) -> str:
     loader = "AutoModelForCausalLM" if causal or trusted else architecture
     return (
         "## Serving\n\n"
-        "As the source is served; no patch is needed. MODEL is this repository's id or a directory "
-        "with its files.\n\n"
+        "The architecture is the source's, with fewer experts: what serves the source serves this "
+        "too. MODEL is this repository's id or a directory with its files.\n\n"
         f"```sh\nvllm serve MODEL{flags}{_speculation(inputs)}\n```\n\n"
         "```python\n"
         f"from transformers import AutoTokenizer, {loader}\n\n"
@@ -53,21 +54,25 @@ def reproduce_section(inputs: CardInputs) -> str:
     packages = ", ".join(f"{name} {made[name]}" for name in ("torch", "transformers", "python"))
     return (
         "## Reproduce\n\n"
-        f"With reap-stream {made['reap-stream']} ({packages}); files given by an absolute "
-        f"path are named without it.\n\n```sh\n{command_text(inputs)}\n```\n\n"
-        f"`reap-stream verify {inputs.name} --source MODEL` compares every byte with the source."
+        f"With reap-stream {made['reap-stream']} ({packages}); what lay in other directories is "
+        f"named without them.\n\n```sh\n{command_text(inputs)}\n```\n\n"
+        f"`reap-stream verify {shlex.quote(inputs.name)} --source SOURCE` compares every byte with the source's."
     )
 
 
-def files_section() -> str:
+def files_section(inputs: CardInputs) -> str:
     """The section."""
+    evaluation = "" if inputs.evaluation is None else "- `reap/eval.json`: the evaluation\n"
     return (
         "## Files\n\n"
         "- `reap/kept_experts.json`: kept experts of every layer, by their number in the source\n"
         "- `reap/scores.safetensors`: statistics of every expert, from which other targets can be "
         "cut without running the model (`reap-stream compact`)\n"
-        "- `reap/run.json`: settings, source, calibration data, versions\n"
-        f"- `{CHECKSUMS_FILE}`: written by `reap-stream upload`; `sha256sum -c {CHECKSUMS_FILE}` "
+        "- `reap/run.json`: settings, source, calibration data, versions, time and memory\n"
+        f"{evaluation}"
+        "- `reap/card.json`, `reap/source_card.md`: the figures above and the source's own card, from "
+        "which `reap-stream card` renders this page\n"
+        f"- `{CHECKSUMS_FILE}`: written before the upload; `sha256sum -c {CHECKSUMS_FILE}` "
         "checks every file but this one"
     )
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,11 +22,11 @@ from reap_stream.card.inputs import (
     read_evaluation,
     read_inputs,
 )
+from reap_stream.card.records import records_without_paths
 from reap_stream.card.sections import render
 from reap_stream.card.source import read_source_card
 from reap_stream.checkpoint.atomic import write_atomically
-from reap_stream.checkpoint.files import read_small
-from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES
+from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.errors import CheckpointError, UsageError
 from reap_stream.hub.names import parse_hub_name
 from reap_stream.model.opened import OpenedModel
@@ -39,7 +40,7 @@ def card_documents(model: OpenedModel, variant: Variant, summary: Summary) -> di
     Args:
         model: the source.
         variant: what was written.
-        summary: what the job did.
+        summary: what the job did, without paths of the machine.
 
     Returns:
         Contents by relative path.
@@ -71,15 +72,16 @@ def rewrite_card(
         OutputError: a file could not be written.
     """
     inputs = read_inputs(directory)
-    written: dict[str, bytes] = {}
+    written = records_without_paths(directory)
     if base_model is not None:
         inputs = _with_base(inputs, base_model)
         written[CARD_FILE] = as_json(inputs.facts)
     if evaluation is not None:
-        found = read_evaluation(evaluation)
+        found = read_evaluation(evaluation)[1]
         _check_evaluation(inputs, found, evaluation)
-        inputs = CardInputs(inputs.facts, inputs.run, inputs.source, found)
-        written[EVALUATION_FILE] = read_small(evaluation, MAX_JSON_NBYTES)
+        _check_weights(inputs, found, evaluation, directory)
+        inputs = replace(inputs, evaluation=found)
+        written[EVALUATION_FILE] = as_json(found)
     written[CARD_NAME] = rendered(directory, inputs)
     for name, data in written.items():
         write_atomically(directory / name, [data], len(data))
@@ -118,7 +120,7 @@ def _with_base(inputs: CardInputs, base_model: str) -> CardInputs:
         "repository": name.repository,
         "revision": name.revision or (known["revision"] if same else None),
     }
-    return CardInputs({**inputs.facts, "base": base}, inputs.run, inputs.source, inputs.evaluation)
+    return replace(inputs, facts={**inputs.facts, "base": base})
 
 
 def _check_evaluation(inputs: CardInputs, found: dict[str, Any], path: Path) -> None:
@@ -129,5 +131,30 @@ def _check_evaluation(inputs: CardInputs, found: dict[str, Any], path: Path) -> 
         message = (
             f"{path}: compares models of {counts} experts; for this card the first must be the "
             f"source ({wanted[0]}), and one the pruned model ({wanted[1]})"
+        )
+        raise UsageError(message)
+    if not inputs.evaluated(found["candidates"]):
+        message = (
+            f"{path}: its models of {wanted[1]} experts keep others than this one does: evaluate "
+            "this checkpoint"
+        )
+        raise UsageError(message)
+
+
+def _check_weights(inputs: CardInputs, found: dict[str, Any], path: Path, directory: Path) -> None:
+    """Refuses figures of other bytes: the same experts may have been written in another format."""
+    reference, source = found["candidates"][0].get("fingerprint"), inputs.run["source"]
+    # A model has one fingerprint on the Hub and another in a directory.
+    if "repository" not in source and reference not in (None, source.get("fingerprint")):
+        message = (
+            f"{path}: its first model is not the one that was cut (fingerprint {reference}, that has "
+            f"{source.get('fingerprint')}): evaluate with the source first"
+        )
+        raise UsageError(message)
+    own = [candidate.get("fingerprint") for candidate in inputs.evaluated(found["candidates"])]
+    if None not in own and open_checkpoint(directory).fingerprint not in own:
+        message = (
+            f"{path}: is of other weights with the same experts, or of {directory} as it was before: "
+            "evaluate this checkpoint"
         )
         raise UsageError(message)

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from reap_stream.checkpoint.providers import model_name
 from reap_stream.evaluation.metrics import Figures
 from reap_stream.records import versions
 from reap_stream.resident import gib
@@ -29,6 +30,8 @@ class Result:
         sources: figures of each text, by its SPEC.
         layers: layer → ||h - h_ref|| / ||h_ref|| of the hidden states after it, over all tokens;
             empty of layers that cannot be compared.
+        kept_sha256: which experts it has, as `kept_digest` gives it; None: not on record.
+        fingerprint: of its directory; None: it was never written, or is on the Hub.
     """
 
     label: str
@@ -38,13 +41,17 @@ class Result:
     all: Figures
     sources: Mapping[str, Figures]
     layers: Mapping[int, float]
+    kept_sha256: str | None = None
+    fingerprint: str | None = None
 
     def document(self) -> dict[str, Any]:
         """As JSON values."""
+        identity = {"kept_sha256": self.kept_sha256, "fingerprint": self.fingerprint}
         return {
             "label": self.label,
-            "model": str(self.model),
+            "model": model_name(self.model),
             "keep": self.keep,
+            **{key: value for key, value in identity.items() if value is not None},
             **self.choice,
             "all": self.all.document(),
             "sources": {text: figures.document() for text, figures in self.sources.items()},

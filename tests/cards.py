@@ -1,0 +1,49 @@
+"""Cards of pruned checkpoints, and a source that has one of its own."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from huggingface_hub import ModelCard
+
+KEEP = 4
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+SOURCE_CARD = """---
+license: other
+license_name: tiny-licence
+license_link: LICENSE
+language:
+- en
+- zh
+pipeline_tag: text-generation
+base_model: org/older
+gated: true
+tags: [conversational]
+---
+# Tiny
+
+Of *its* own.
+"""
+
+
+def cached_source(model: Path, root: Path) -> Path:
+    """A copy of a model as a snapshot of the Hub's cache, with a card."""
+    folder = root / "models--org--Tiny-8B" / "snapshots" / COMMIT
+    shutil.copytree(model, folder)
+    (folder / "README.md").write_text(SOURCE_CARD, encoding="utf-8")
+    return folder
+
+
+def card(directory):
+    return ModelCard.load(directory / "README.md")
+
+
+def rows(text):
+    """First cell → the others, of every table."""
+    cells = [line.strip("|").split("|") for line in text.splitlines() if line.startswith("|")]
+    return {row[0].strip(): [cell.strip() for cell in row[1:]] for row in cells}
+
+
+def section(text, title):
+    return text.split(f"## {title}\n")[1].split("\n## ")[0]
