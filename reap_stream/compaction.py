@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import time
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from reap_stream.checkpoint.providers import prefetch_files
-from reap_stream.errors import UsageError
+from reap_stream.calibration_record import calibration_record
+from reap_stream.checkpoint.shard_uses import CopyOrder
+from reap_stream.download import check_download
 from reap_stream.finishing import check_job, clean_up, open_job, publish_outputs, writing_findings
 from reap_stream.model.opened import OpenedModel, open_model
-from reap_stream.mtp_choice import choose_scored_mtp
+from reap_stream.mtp_choice import MtpChoice, choose_scored_mtp
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.progress import byte_bar
 from reap_stream.pruning import (
+    Variant,
     check_config,
     model_chooser,
     plan_variants,
@@ -23,10 +27,12 @@ from reap_stream.pruning import (
     recoded,
 )
 from reap_stream.records import Summary, source_record, summarize, versions
-from reap_stream.scoring.saliency import Scores
+from reap_stream.scores_fit import check_scores
+from reap_stream.scoring.saliency import LayerStats, Scores
 from reap_stream.scoring.scores_file import load_scores
 from reap_stream.serving import serving_record
 from reap_stream.settings import ChoiceSettings, OutputSettings
+from reap_stream.shard_order import copy_order
 
 
 def compact(
@@ -55,6 +61,7 @@ def compact(
     model = open_model(model_path, trust_remote_code=trust_remote_code)
     scores = load_scores(scores_path)
     check_scores(model, scores, scores_path)
+    calibration = calibration_record(scores.metadata, str(scores_path))
     mtp = choose_scored_mtp(model, output.mtp, scores.layers, str(scores_path))
     output = replace(output, mtp=mtp.kind)
     model = recoded(model, output, mtp.kind)
@@ -63,6 +70,9 @@ def compact(
     for variant in variants:
         chooser.check(scores.num_experts, variant.target.keep)
     check_config(model, variants, output.mtp)
+    order = copy_order(model, mtp.kind)
+    plans = () if output.resume else tuple(variant.plan for variant in variants)
+    check_download(model, order.shards, output.output, plans)
     settings = {
         **output.record(),
         **choice.record(),
@@ -73,27 +83,17 @@ def compact(
         job = stack.enter_context(open_job(output.output, settings, output))
         if job.is_published:
             return clean_up(job, started)
-        prefetch_files(model.checkpoint.shards)
         outputs = PrunedOutputs(model, variants, job, scores.sources, chooser, mtp.kind)
         stack.enter_context(outputs.committer)
         with byte_bar(sum(variant.plan.total_size for variant in variants)) as bar:
-            scored = model.mtp_kept_layers() if mtp.kind == "score" else ()
-            for index in (*model.architecture.moe_layers, *scored):
-                if not outputs.is_done(index):
-                    outputs.finish(index, scores.layers[index], lambda _: None)
+            for _ in _write(model, outputs, order, _chosen(model, scores, mtp.kind)):
                 bar.update(outputs.written_nbytes - bar.n)
-            outputs.finish_rest()
-            bar.update(outputs.written_nbytes - bar.n)
         details = {
             "format_version": 1,
             "versions": versions(),
             "settings": settings,
-            "source": source_record(model),
-            "calibration": {"sources": list(scores.sources), **scores.metadata},
-            **writing_findings(outputs, variants),
-            "weights": dict(model.change.counts),
-            "mtp": mtp.record(model),
-            "serving": serving_record(model, variants, outputs.choices),
+            "calibration": {"sources": list(scores.sources), **calibration},
+            **_findings(model, outputs, variants, mtp),
         }
         summary = summarize(
             seconds=time.monotonic() - started,
@@ -105,31 +105,36 @@ def compact(
     return summary
 
 
-def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
-    """Refuse scores that are not those of a model.
-
-    Raises:
-        UsageError: they are of another model, or lack a layer.
-    """
-    architecture = model.architecture
-    if scores.model_fingerprint != model.checkpoint.fingerprint:
-        message = (
-            f"{path}: these scores were taken on another model (fingerprint "
-            f"{scores.model_fingerprint[:12]}…, {model.checkpoint.directory} has "
-            f"{model.checkpoint.fingerprint[:12]}…){_other_identity(model)}"
-        )
-        raise UsageError(message)
-    missing = [layer for layer in architecture.moe_layers if layer not in scores.layers]
-    if missing or scores.num_experts != architecture.num_experts:
-        message = (
-            f"{path}: scores of {len(scores.layers)} layers of {scores.num_experts} experts, the "
-            f"model has {len(architecture.moe_layers)} MoE layers of {architecture.num_experts}"
-        )
-        raise UsageError(message)
+def _findings(
+    model: OpenedModel, outputs: PrunedOutputs, variants: Sequence[Variant], mtp: MtpChoice
+) -> dict[str, Any]:
+    """The part of run.json that speaks of the model and what became of it."""
+    return {
+        "source": source_record(model),
+        **writing_findings(outputs, variants),
+        "weights": dict(model.change.counts),
+        "mtp": mtp.record(model),
+        "serving": serving_record(model, variants, outputs.choices),
+    }
 
 
-def _other_identity(model: OpenedModel) -> str:
-    """What to do where both are one model after all, told apart by where it was read."""
-    if model.checkpoint.origin is None:
-        return "; scores that were taken on a model of the Hub need its id here, not a directory"
-    return "; scores that were taken on a directory need that directory here, not the Hub's id"
+def _chosen(model: OpenedModel, scores: Scores, mtp: str) -> dict[int, LayerStats]:
+    """The layers whose experts are chosen by their own scores."""
+    scored = model.mtp_kept_layers() if mtp == "score" else ()
+    return {index: scores.layers[index] for index in (*model.architecture.moe_layers, *scored)}
+
+
+def _write(
+    model: OpenedModel, outputs: PrunedOutputs, order: CopyOrder, layers: Mapping[int, LayerStats]
+) -> Iterator[None]:
+    """Writes everything, layer by layer; gives way after each."""
+    steps = sorted({*range(model.architecture.num_layers), *layers})
+    todo = [index for index in steps if not outputs.is_done(index)]
+    order.shards.begin(todo[0] if todo else order.shards.end)
+    for index in todo:
+        outputs.write_whole(*order.whole.get(index, ()))
+        outputs.finish(index, layers.get(index), lambda _: None)
+        order.shards.done(index)
+        yield
+    outputs.finish_rest()
+    yield

@@ -1,166 +1,100 @@
-"""When each shard of a source is read, so that it can be fetched late and deleted early.
+"""When each job reads each shard of a source, so that shards can be fetched late and deleted early.
 
 A pass reads the layers one after the other; a step is a layer's number. What stands outside the
-layers (embeddings, the last norm) is read from the first step on. What is written but not run
-(further towers, the head) is read at the very end, in a step of its own.
+layers (embeddings, the last norm, the head) is held from the first step on. What is written but
+not run (further towers) is read at the very end, in a step of its own.
+
+Jobs that copy or compare go the same way through the layers, and take what stands outside of them
+along while its shard is there.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 
-from reap_stream.checkpoint.disk import free_nbytes, on_one_disk
-from reap_stream.checkpoint.layout import OutputPlan
-from reap_stream.checkpoint.providers import prefetch_files, provider_of, release_files
-from reap_stream.errors import NoRoomError, UnsupportedError
+from reap_stream.checkpoint.refs import WHOLE, Role
+from reap_stream.checkpoint.shard_uses import CopyOrder, ShardOrder
 from reap_stream.model.feeds import feed_refs
 from reap_stream.model.mtp_head import MtpHead
 from reap_stream.model.opened import OpenedModel
-from reap_stream.serving import is_activation_scale
+from reap_stream.pruning import source_facts
 
 
-@dataclass(frozen=True, slots=True)
-class Uses:
-    """The first and the last step in which a shard is read."""
-
-    first: int
-    last: int
-
-
-@dataclass(frozen=True, slots=True)
-class ShardOrder:
-    """When each shard is read.
-
-    Attributes:
-        uses: by shard; those that nothing reads are left out.
-        end: the step behind the layers.
-    """
-
-    uses: Mapping[Path, Uses]
-    end: int
-
-    def done(self, step: int) -> None:
-        """Lets go of shards that are not read after a step, and sends for those of the next but one."""
-        release_files(shard for shard, uses in self.uses.items() if uses.last <= step)
-        prefetch_files(shard for shard, uses in self.uses.items() if uses.first == step + 2)
-
-    def peak_nbytes(self, nbytes: Mapping[Path, int]) -> int:
-        """The most bytes of shards that are on the disk at a time.
-
-        While a step runs the shards of the next one are fetched already.
-
-        Args:
-            nbytes: of each shard what fetching it takes.
-        """
-        return max(
-            (
-                sum(
-                    nbytes[shard]
-                    for shard, uses in self.uses.items()
-                    if uses.first <= step + 1 and uses.last >= step
-                )
-                for step in range(self.end + 1)
-            ),
-            default=0,
-        )
-
-
-def shard_order(model: OpenedModel, head: MtpHead | None, *, writes: bool) -> ShardOrder:
+def shard_order(
+    model: OpenedModel, head: MtpHead | None, *, writes: bool, mtp: str | None = None
+) -> ShardOrder:
     """Says when a pass over a model reads its shards.
 
     Args:
         model: the model.
         head: its next-token-prediction layers, where they are run.
         writes: a pruned checkpoint is written, for which every tensor is read.
+        mtp: what happens to next-token-prediction layers; those that are left out are not read.
     """
+    dropped = model.tensor_map.mtp_tensors if mtp == "drop" else frozenset()
     layers = dict(_layer_tensors(model, head))
     around = set(_tensors_around(model))
-    end = 1 + max(
-        [model.architecture.num_layers - 1, *(layer for layer in layers.values())], default=0
-    )
-    found: dict[Path, list[int]] = {}
-    for name, ref in model.checkpoint.tensors.items():
-        steps = found.setdefault(ref.file, [])
-        if name in around:
-            steps += [0, end]
-        elif name in layers:
-            steps.append(layers[name])
-        elif writes:
-            steps.append(end)
-    uses = {shard: Uses(min(steps), max(steps)) for shard, steps in found.items() if steps}
-    return ShardOrder(uses, end)
+    end = _end(model, layers.values())
+
+    def steps() -> Iterator[tuple[Path, int]]:
+        for name, ref in model.checkpoint.tensors.items():
+            if name in around:
+                yield ref.file, 0
+                yield ref.file, end
+            elif name in layers:
+                yield ref.file, layers[name]
+            elif writes and name not in dropped:
+                yield ref.file, end
+
+    return ShardOrder.of(steps(), end)
 
 
-@dataclass(frozen=True, slots=True)
-class Download:
-    """What fetching a source takes.
-
-    Attributes:
-        bytes: of the shards that are not on the disk yet and will be read.
-        evicted_peak_bytes: the most of them on the disk at a time with ``--evict``.
-    """
-
-    bytes: int
-    evicted_peak_bytes: int
-
-
-def read_download(model: OpenedModel, order: ShardOrder) -> Download | None:
-    """What fetching takes; None where nothing is fetched, since the source is a directory."""
-    provider = provider_of(model.checkpoint.directory)
-    if provider is None:
-        return None
-    nbytes = {
-        shard: provider.remote_nbytes(shard.relative_to(provider.directory).as_posix())
-        for shard in order.uses
-    }
-    return Download(sum(nbytes.values()), order.peak_nbytes(nbytes))
-
-
-def check_source(
-    model: OpenedModel, order: ShardOrder, output: Path, plans: Sequence[OutputPlan] = ()
-) -> None:
-    """Refuses a source that could not be fetched to the end, before any of it is.
+def copy_order(model: OpenedModel, mtp: str | None) -> CopyOrder:
+    """Says when a job that runs nothing reads what is written: layer by layer, each shard once.
 
     Args:
-        model: the source.
-        order: when its shards are read.
-        output: where results go.
-        plans: what is still to be written there.
-
-    Raises:
-        NoRoomError: the disk holds less than shards and results need.
-        UnsupportedError: shards would be deleted that are read again for a few numbers.
+        model: the model, with recipes if weights are written in another format.
+        mtp: what happens to next-token-prediction layers.
     """
-    provider, download = provider_of(model.checkpoint.directory), read_download(model, order)
-    if provider is None or download is None:
-        return
-    if provider.evicts:
-        _check_evictable(plans)
-    where = output if provider.evicts else provider.directory
-    needed = download.evicted_peak_bytes if provider.evicts else download.bytes
-    if on_one_disk(where, output):
-        needed += sum(plan.nbytes for plan in plans)
-    free = free_nbytes(where)
-    if free < needed:
-        advice = "" if provider.evicts else ", give --evict"
-        message = (
-            f"{where}: the disk has {free} bytes free, shards of {provider.origin} and what is "
-            f"written beside them need {needed}: make room{advice} or choose another disk"
-        )
-        raise NoRoomError(message)
+    facts = source_facts(model, mtp)
+    tensors = {n: ref for n, ref in model.checkpoint.tensors.items() if n not in facts.dropped}
+    layers = dict(_layer_tensors(model, None))
+    # Prediction layers that are not scored wait for the last decoder layer's choice.
+    chosen = {*model.architecture.moe_layers, *(model.mtp_kept_layers() if mtp == "score" else ())}
+    for name, role in facts.roles.items():
+        if role.layer in chosen:
+            layers[name] = role.layer
+    places = {name: _place(name, facts.roles) for name in tensors}
+    end = _end(model, layers.values())
+    # What belongs to no layer comes along with the last layer of its shard.
+    last: dict[Path, int] = {}
+    for name, ref in tensors.items():
+        if name in layers:
+            last[ref.file] = max(layers[name], last.get(ref.file, 0))
+    waits = {name for name, role in facts.roles.items() if role.layer is not None}
+    steps = {
+        name: layers.get(place, end if place in waits else last.get(tensors[place].file, end))
+        for name, place in places.items()
+    }
+    whole: dict[int, list[str]] = defaultdict(list)
+    for name, step in steps.items():
+        if facts.roles.get(name, WHOLE).layer is None and places[name] == name:
+            whole[step].append(name)
+    reads = ((ref.file, steps[name]) for name, ref in tensors.items())
+    return CopyOrder(ShardOrder.of(reads, end), steps, whole)
 
 
-def _check_evictable(plans: Sequence[OutputPlan]) -> None:
-    for plan in plans:
-        scale = next((out for out in plan.tensors.values() if is_activation_scale(out)), None)
-        if scale is not None:
-            message = (
-                f"{scale.name!r} is a static activation scale, and those of all layers are read "
-                "again when the last is done: leave out --evict"
-            )
-            raise UnsupportedError(message)
+def _place(name: str, roles: Mapping[str, Role]) -> str:
+    """The tensor in whose stead a tensor is written: what is computed of several is written once."""
+    recipe = roles.get(name, WHOLE).recipe
+    return name if recipe is None else recipe.place
+
+
+def _end(model: OpenedModel, layers: Iterable[int]) -> int:
+    """The step behind all layers."""
+    return 1 + max([model.architecture.num_layers - 1, *layers])
 
 
 def _layer_tensors(model: OpenedModel, head: MtpHead | None) -> Iterator[tuple[str, int]]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections import defaultdict
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,7 +21,6 @@ from reap_stream.checkpoint.format_change import KEPT, FormatChange
 from reap_stream.checkpoint.index import INDEX_NAME
 from reap_stream.checkpoint.layout import plan_layout
 from reap_stream.checkpoint.pieces import kept_faults
-from reap_stream.checkpoint.providers import prefetch_files
 from reap_stream.checkpoint.publish import RECORDS, carried_files, side_file_chunks
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
     from reap_stream.checkpoint.layout import OutputPlan, OutputTensor
     from reap_stream.checkpoint.refs import Role
+    from reap_stream.checkpoint.shard_uses import CopyOrder
 
 _MAX_FAULTS: Final = 20
 # Written anew for every pruned checkpoint.
@@ -99,6 +100,7 @@ def verify(
     source_directory: Path,
     facts: SourceFacts,
     progress: Callable[[int, int], None] | None = None,
+    order: CopyOrder | None = None,
 ) -> VerificationReport:
     """Check that a pruned checkpoint is what its source and its kept experts say.
 
@@ -107,6 +109,7 @@ def verify(
         source_directory: what it was pruned from.
         facts: what is known of the source.
         progress: called with (bytes compared so far, bytes in all).
+        order: when each tensor is compared; None: as they lie in the files.
 
     Raises:
         VerificationError: it is not; the message lists up to 20 faults.
@@ -125,7 +128,7 @@ def verify(
         written = open_checkpoint(directory)
     except CheckpointError as error:
         raise VerificationError(f"the pruned checkpoint is damaged: {error}") from error
-    check = _Check(written, source, plan, facts)
+    check = _Check(written, source, plan, facts, order)
     faults = []
     for fault in check.faults(kept, progress or _no_progress):
         faults.append(fault)
@@ -144,12 +147,18 @@ class _Check:
     """One verification under way."""
 
     def __init__(
-        self, written: Checkpoint, source: Checkpoint, plan: OutputPlan, facts: SourceFacts
+        self,
+        written: Checkpoint,
+        source: Checkpoint,
+        plan: OutputPlan,
+        facts: SourceFacts,
+        order: CopyOrder | None,
     ) -> None:
         self._written = written
         self._source = source
         self._plan = plan
         self._facts = facts
+        self._order = order
 
     def faults(
         self, kept: Mapping[int, list[int]], progress: Callable[[int, int], None]
@@ -237,10 +246,24 @@ class _Check:
         comparison = Comparison(
             self._written.tensors, self._source.tensors, self._facts.roles, kept
         )
-        prefetch_files(self._source.shards)
         with Reader() as reader:
-            for difference in comparison.differences(outs, reader, advance):
-                yield str(difference)
+            for group in self._in_order(outs):
+                for difference in comparison.differences(group, reader, advance):
+                    yield str(difference)
+
+    def _in_order(self, outs: Iterable[OutputTensor]) -> Iterator[list[OutputTensor]]:
+        """The tensors in groups; shards of the source are let go behind the last that needs them."""
+        if self._order is None:
+            yield list(outs)
+            return
+        groups: dict[int, list[OutputTensor]] = defaultdict(list)
+        for out in outs:
+            groups[self._order.steps[out.origin]].append(out)
+        shards = self._order.shards
+        shards.begin(0)
+        for step in range(shards.end + 1):
+            yield groups[step]
+            shards.done(step)
 
 
 def _content_fault(path: Path, chunks: Iterable[bytes]) -> str | None:

@@ -13,6 +13,7 @@ from reap_stream.checkpoint.files import read_small
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.checkpoint.source import CONFIG_NAME, Checkpoint, open_checkpoint
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
+from reap_stream.download import check_download
 from reap_stream.errors import CheckpointError, UsageError, VerificationError
 from reap_stream.kept_record import KEPT_FILE
 from reap_stream.model.opened import OpenedModel, open_model
@@ -20,6 +21,7 @@ from reap_stream.progress import byte_bar
 from reap_stream.pruning import RUN_FILE, source_facts
 from reap_stream.recoding.recode import recode
 from reap_stream.settings import WEIGHT_CHOICES
+from reap_stream.shard_order import copy_order
 from reap_stream.verification import VerificationReport, verify
 
 
@@ -49,13 +51,15 @@ def verify_directory(
     mtp = _mtp_kind(model, written, directory / KEPT_FILE)
     model = _recoded(model, directory, mtp)
     facts = source_facts(model, mtp)
+    order = copy_order(model, mtp)
+    check_download(model, order.shards, directory)
     with byte_bar(model.checkpoint.nbytes) as bar:
 
         def advance(done: int, total: int) -> None:
             bar.total = total
             bar.update(done - bar.n)
 
-        report = verify(directory, source, facts, advance)
+        report = verify(directory, source, facts, advance, order)
     faults = audit(directory, model)
     if faults:
         lines = "".join(f"\n  {fault}" for fault in faults)

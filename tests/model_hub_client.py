@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from typing import Any
+
 import pytest
 from huggingface_hub import constants
 from huggingface_hub.utils import close_session
@@ -32,6 +35,22 @@ def point_at(monkeypatch: pytest.MonkeyPatch, url: str, cache: object) -> None:
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", CHUNK_NBYTES)
     monkeypatch.setattr(retrying, "_PAUSE_SECONDS", 0.01)
     close_session()
+
+
+class _Hasty:
+    """The module `time` for those who shall not wait; nobody else's is changed."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(time, name)
+
+    def sleep(self, _: float) -> None:
+        """Returns at once."""
+
+
+def without_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leaves out the waits of huggingface_hub itself; answers to a rate limit are given in seconds."""
+    for module in ("utils._http", "file_download"):
+        monkeypatch.setattr(f"huggingface_hub.{module}.time", _Hasty())
 
 
 def environment(url: str, cache: object, **more: str) -> dict[str, str]:

@@ -117,11 +117,11 @@ def ask(endpoint, home, questions):
 def answers(hub, tmp_path_factory):
     """The outcome of each of `ASKED`, and what the Hub was asked for the first."""
     home = tmp_path_factory.mktemp("home")
-    with serving(hub) as (endpoint, log):
+    with serving(hub) as server:
         first, *rest = ASKED.values()
-        results = ask(endpoint, home, [first])
-        first_log = list(log)
-        results += ask(endpoint, home, rest)
+        results = ask(server.url, home, [first])
+        first_log = list(server.requests)
+        results += ask(server.url, home, rest)
     return dict(zip(ASKED, results, strict=True)), first_log
 
 
@@ -132,14 +132,14 @@ def test_rows_are_drawn_from_a_part_of_the_files(answers, hub):
     known = {json.loads(line)["text"] for f in hub.glob("org/many/*") for line in f.open()}
     assert set(rows) <= known
     # Of 3,600 records 1,000 are looked at; a file has 120.
-    read = {path for method, path in log if method == "GET" and "/resolve/" in path}
+    read = {r.path for r in log if r.method == "GET" and "/resolve/" in r.path}
     assert 1000 // ROWS <= len(read) < FILES * 2 // 3
     assert len({row.split()[1] for row in rows}) > 4
 
 
 def test_everything_is_read_at_the_commit(answers):
     _, log = answers
-    files = [path for _, path in log if "/resolve/" in path]
+    files = [request.path for request in log if "/resolve/" in request.path]
     assert files
     assert all(f"/resolve/{COMMIT}/" in path for path in files)
 

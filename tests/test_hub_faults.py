@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+from huggingface_hub import constants
 
 from reap_stream.checkpoint.providers import provider_of
 from reap_stream.cli import main
@@ -10,7 +11,7 @@ from reap_stream.errors import CheckpointError, ReadError
 from reap_stream.hub.names import HubName
 from reap_stream.hub.opening import Need, opened_hub_model
 from tests.hub_server import TOKEN, Fault, serving
-from tests.model_hub_client import point_at
+from tests.model_hub_client import point_at, without_waits
 
 NAME = "org/faulty-moe"
 SHARD = "model.safetensors"
@@ -27,8 +28,7 @@ def hub(monkeypatch, tmp_path, source):
     with serving() as server:
         server.commit = server.add(NAME, source)
         point_at(monkeypatch, server.url, tmp_path / "cache")
-        # The waits of huggingface_hub itself; its answers to a rate limit are given in seconds.
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        without_waits(monkeypatch)
         yield server
 
 
@@ -64,6 +64,23 @@ def test_what_passes_is_tried_again(hub, source, fetch, fault, evict):
     hub.faults.append(fault)
     assert fetch(evict) == (source / SHARD).read_bytes()
     assert fault.times == 0
+
+
+@PLACES
+def test_a_server_that_says_nothing_more_is_asked_again(hub, source, fetch, monkeypatch, evict):
+    """Behind the first bytes nothing comes for longer than the library waits."""
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.4)
+    fault = Fault(SHARD, "slow", seconds=1.5)
+    hub.faults.append(fault)
+    assert fetch(evict) == (source / SHARD).read_bytes()
+    assert fault.times == 0
+    assert len([r for r in hub.asked("GET", SHARD) if r.status != 302]) >= 2
+
+
+@pytest.mark.parametrize("status", [429, 500, 503])
+def test_a_listing_is_asked_for_again(hub, fetch, source, status):
+    hub.faults.append(Fault("api", "status", status=status, times=2))
+    assert fetch(evict=False) == (source / SHARD).read_bytes()
 
 
 @PLACES
@@ -159,7 +176,7 @@ def test_a_server_that_is_away(monkeypatch, tmp_path, capsys):
     with serving() as server:
         url = server.url
     point_at(monkeypatch, url, tmp_path)
-    monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+    without_waits(monkeypatch)
     assert main(["inspect", NAME]) == 2
     assert "the connection did not hold" in capsys.readouterr().err
 

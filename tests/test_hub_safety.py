@@ -13,7 +13,8 @@ from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.errors import CheckpointError, ReadError, UsageError
 from reap_stream.hub.names import HubName
 from reap_stream.hub.opening import Need, opened_hub_model
-from tests.hub_server import Fault, HubServer, blob_id, serving
+from tests.hub_server import Fault, HubServer, serving
+from tests.loopback import blob_id
 from tests.model_hub_client import point_at
 
 NAME = "org/guarded-moe"
@@ -245,8 +246,9 @@ def test_who_waits_for_a_shard_is_told_of_the_end(hub, tmp_path):
 
 
 @pytest.mark.parametrize("evict", [False, True], ids=["cache", "work"])
-def test_an_interrupt_does_not_wait_for_a_shard(hub, tmp_path, evict):
+def test_an_interrupt_does_not_wait_for_a_shard(hub, tmp_path, monkeypatch, evict):
     """Threads that are joined on the way out get an error and not the shard."""
+    monkeypatch.setattr("reap_stream.hub.provider._PATIENCE_SECONDS", 0.1)
     before = signal.getsignal(signal.SIGINT)
     work = tmp_path / "work" if evict else None
 
@@ -284,7 +286,7 @@ def test_names_that_git_knows_are_taken(hub, source, tmp_path):
     names = ["a b.txt", "a\\b.txt", "..c.txt", "d..txt", "ключ.txt"]
     for name in names:
         (odd / name).write_text(name, encoding="utf-8")
-    assert len(blob_id(odd / names[0])) == 40
+    assert len(blob_id((odd / names[0]).read_bytes())) == 40
     hub.add(NAME, odd)
     with opened() as directory:
         assert set(names) <= set(provider_of(directory).names)

@@ -21,6 +21,20 @@ def digest_part(digest: hashlib._Hash, part: bytes) -> None:
     digest.update(part)
 
 
+def digest_start(digest: hashlib._Hash, name: str, nbytes: int, raw: bytes) -> None:
+    """Adds what stands before a shard's data.
+
+    Args:
+        digest: the hash.
+        name: of the shard.
+        nbytes: length of its file.
+        raw: its header, length prefix included.
+    """
+    digest_part(digest, name.encode("utf-8"))
+    digest_part(digest, str(nbytes).encode("ascii"))
+    digest_part(digest, raw)
+
+
 def digest_sample(digest: hashlib._Hash, path: Path, start: int, end: int) -> None:
     """Adds evenly spaced blocks of a shard's data, the first and the last included."""
     nbytes = end - start

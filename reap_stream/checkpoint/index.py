@@ -80,7 +80,7 @@ def shard_names(directory: Path, index: Index | None) -> list[str]:
     """
     if index is not None:
         return sorted(set(index.weight_map.values()))
-    names = _names_in(directory)
+    names = names_in(directory)
     series: dict[tuple[str, int], dict[str, int]] = {}
     for name in names:
         match = _NUMBERED.fullmatch(name)
@@ -139,7 +139,7 @@ def check_against_index(index: Index, found: dict[str, str], directory: Path) ->
         )
 
 
-def _names_in(directory: Path) -> list[str]:
+def names_in(directory: Path) -> list[str]:
     """The directory's entries, or the files that its provider has at its top."""
     provider = provider_of(directory)
     if provider is not None:

@@ -78,6 +78,11 @@ class ShardProvider(Protocol):
         """Whether shards that are let go are deleted."""
         ...
 
+    @property
+    def place(self) -> Path:
+        """Where shards are brought to."""
+        ...
+
     def read_starts(self, names: Sequence[str]) -> list[ShardStart]:
         """The headers of shards, in the order of their names.
 
@@ -159,10 +164,16 @@ def local_file(file: Path) -> Path:
     return local_files((file,))[0]
 
 
-def prefetch_files(files: Iterable[Path]) -> None:
-    """Asks for files that will be read soon; returns at once."""
+def prefetch_files(files: Iterable[Path], *, lasting: bool = False) -> None:
+    """Asks for files that will be read soon; returns at once.
+
+    Args:
+        files: which.
+        lasting: leave out those that would be deleted after use.
+    """
     for provider, own in _owned(list(files)) if _PROVIDERS else ():
-        provider.prefetch(name for _, name in own)
+        if not (lasting and provider.evicts):
+            provider.prefetch(name for _, name in own)
 
 
 def release_files(files: Iterable[Path]) -> None:

@@ -18,12 +18,13 @@ from pathlib import Path
 from typing import Any, Final
 
 from reap_stream.checkpoint.files import check_contained, read_small
-from reap_stream.checkpoint.fingerprint import digest_part, digest_sample
+from reap_stream.checkpoint.fingerprint import digest_part, digest_sample, digest_start
 from reap_stream.checkpoint.header import Header, parse_header, read_header_bytes
 from reap_stream.checkpoint.index import (
     INDEX_NAME,
     PICKLED_SUFFIXES,
     check_against_index,
+    names_in,
     read_index,
     shard_names,
 )
@@ -247,9 +248,7 @@ def _provided_headers(
 def _check_start(
     raw: bytes, file_nbytes: int, path: Path, name: str, digest: hashlib._Hash
 ) -> tuple[Header, int]:
-    digest_part(digest, name.encode("utf-8"))
-    digest_part(digest, str(file_nbytes).encode("ascii"))
-    digest_part(digest, raw)
+    digest_start(digest, name, file_nbytes, raw)
     return parse_header(raw, path, file_nbytes), file_nbytes
 
 
@@ -264,7 +263,7 @@ def _add_tensors(header: Header, shard: str, found: dict[str, str], directory: P
 
 
 def _no_weights(directory: Path) -> CheckpointError:
-    pickled = sorted(p.name for p in directory.iterdir() if p.suffix in PICKLED_SUFFIXES)
+    pickled = sorted(name for name in names_in(directory) if name.endswith(PICKLED_SUFFIXES))
     if pickled:
         return CheckpointError(
             f"{directory}: only pickled weights ({shown(pickled)}), and reading those would run"

@@ -14,7 +14,7 @@ import torch
 from reap_stream.demands import Demands
 from reap_stream.memory import RUNTIME_NBYTES, BudgetError, MemoryPlan, plan_memory
 from reap_stream.model.lm_head import LmHead
-from reap_stream.resident import gib, resident_nbytes
+from reap_stream.resident import enough_gib, gib, resident_nbytes
 
 # More logits at a time than this make nothing faster.
 _MOST_SLICE_NBYTES = 256 * 2**20
@@ -73,7 +73,7 @@ def plan_evaluation(
     if least > plan.budget:
         message = (
             f"the memory budget is {gib(plan.budget)}, the heads of these models need at least "
-            f"{gib(least)}; raise --memory"
+            f"{enough_gib(least)}; raise --memory"
         )
         raise BudgetError(message, least)
     if not plan.spill and least + hidden_nbytes > plan.budget:

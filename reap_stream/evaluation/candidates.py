@@ -6,10 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from reap_stream.compaction import check_scores
 from reap_stream.errors import UsageError
 from reap_stream.model.opened import OpenedModel
 from reap_stream.pruning import Kept
+from reap_stream.scores_fit import check_scores
 from reap_stream.scoring.choosing import choose_experts
 from reap_stream.scoring.saliency import Scores
 from reap_stream.scoring.scores_file import load_scores

@@ -110,6 +110,7 @@ class Lockstep:
         with forward.layer(index) as layer:
             for way in self._opened.ways(model):
                 self._advance(way, forward, index, layer)
+        self._opened.orders[model].done(index)
 
     def _advance(self, way: int, forward: ForwardPass, index: int, layer: StreamedLayer) -> None:
         contestant, states = self._opened.contestants[way], self.states[way]

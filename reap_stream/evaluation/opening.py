@@ -13,8 +13,10 @@ import torch
 from reap_stream.calibration.corpus import Corpus
 from reap_stream.calibration.spec import parse_spec
 from reap_stream.checkpoint.reader import Reader
+from reap_stream.checkpoint.shard_uses import ShardOrder
 from reap_stream.checkpoint.source import open_config
 from reap_stream.demands import Demands, larger_demands
+from reap_stream.download import check_downloads
 from reap_stream.evaluation.budget import EvaluationMemory, plan_evaluation
 from reap_stream.evaluation.candidates import Contestant, contestants
 from reap_stream.evaluation.vocabulary import check_vocabularies
@@ -34,6 +36,7 @@ from reap_stream.preparation import (
     try_embedding,
 )
 from reap_stream.settings import EvalSettings
+from reap_stream.shard_order import shard_order
 
 # Next-token-prediction layers take no part in the model's own loss.
 _NO_MTP = MtpChoice("match")
@@ -49,6 +52,7 @@ class OpenedEvaluation:
         reduced: kept count → the reference's architecture with as many experts.
         heads: of each checkpoint; those with the same weights are one object.
         memory: how the memory is divided.
+        orders: when the shards of each checkpoint are read.
     """
 
     models: tuple[Preparation, ...]
@@ -56,6 +60,7 @@ class OpenedEvaluation:
     reduced: dict[int, Architecture]
     heads: tuple[LmHead, ...]
     memory: EvaluationMemory
+    orders: tuple[ShardOrder, ...]
 
     @property
     def corpus(self) -> Corpus:
@@ -94,6 +99,8 @@ def open_evaluation(settings: EvalSettings, reader: Reader) -> OpenedEvaluation:
     dtype = choose_dtype(settings.compute_dtype, open_config(first).config, device)
     opened = [_open(path, dtype, settings) for path in settings.models]
     check_vocabularies(opened)
+    orders = tuple(shard_order(model, None, writes=False) for model in opened)
+    check_downloads(opened, orders)
     everyone = contestants(settings.models, opened, settings.candidates)
     corpus = read_corpus(settings.run(first), opened[0])
     handovers = [_handover(model, corpus, device) for model in opened]
@@ -116,7 +123,7 @@ def open_evaluation(settings: EvalSettings, reader: Reader) -> OpenedEvaluation:
         )
         for path, model, handover in zip(settings.models, opened, handovers, strict=True)
     )
-    return OpenedEvaluation(models, tuple(everyone), reduced, tuple(heads), memory)
+    return OpenedEvaluation(models, tuple(everyone), reduced, tuple(heads), memory, orders)
 
 
 def _open(path: Path, dtype: torch.dtype, settings: EvalSettings) -> OpenedModel:

@@ -4,6 +4,8 @@
     listing     the repository's files at one commit, with sizes and hashes
     starts      headers of shards by range requests
     transfer    one file onto the disk: into the Hub's cache, or into a work directory
+    fetching    the rest of a file by HTTP
+    checks      length, hash and room
     provider    which shards are here, on their way, or not needed any more
     work_directory  shards that are deleted after use, and nothing else
     interrupts  Ctrl-C does not wait for a shard

@@ -20,6 +20,7 @@ from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import CheckpointError
 from reap_stream.hub.errors import explained
 from reap_stream.hub.names import HubName
+from reap_stream.hub.retrying import persist
 
 _SHA256: Final = re.compile(r"[0-9a-f]{64}")
 _HASH: Final = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
@@ -82,7 +83,9 @@ def list_model(name: HubName) -> Listing:
 def _list_hub(name: HubName) -> Listing:
     """What the Hub says; nothing of it is taken for a path or a hash that does not look like one."""
     with explained(name.repository, "looking it up"):
-        info = HfApi().model_info(name.repository, revision=name.revision, files_metadata=True)
+        info = persist(
+            lambda: HfApi().model_info(name.repository, revision=name.revision, files_metadata=True)
+        )
     if info.sha is None or _COMMIT.fullmatch(info.sha) is None:
         raise CheckpointError(_no_hub(name, f"tells no commit but {shown(info.sha)}"))
     files = {

@@ -18,10 +18,11 @@ from reap_stream.checkpoint.side_files import sort_names
 from reap_stream.checkpoint.source import CONFIG_NAME
 from reap_stream.errors import CheckpointError
 from reap_stream.hub.errors import explained
+from reap_stream.hub.fetching import LIBRARY
 from reap_stream.hub.interrupts import stopped_by_interrupts
 from reap_stream.hub.listing import Listing, list_model
 from reap_stream.hub.provider import HubProvider
-from reap_stream.hub.transfer import LIBRARY, CachePlace, WorkPlace, fetch_small
+from reap_stream.hub.transfer import CachePlace, WorkPlace, fetch_small, has_xet, too_large
 from reap_stream.hub.work_directory import check_work_directory, work_directory
 
 if TYPE_CHECKING:
@@ -71,7 +72,7 @@ def opened_hub_model(
     if work is None or listing.offline:
         with _behind(HubProvider(listing, snapshot, cache)) as provider:
             if need is Need.SIDE_FILES and not listing.offline:
-                _check_room(provider)
+                _check_cache(provider, listing)
             yield snapshot
         return
     with work_directory(work, listing.origin.revision) as own:
@@ -90,17 +91,21 @@ def _behind(provider: HubProvider) -> Iterator[HubProvider]:
             provider.close()
 
 
-def _check_room(provider: HubProvider) -> None:
-    """Refuse a model that the cache's disk has no room for."""
+def _check_cache(provider: HubProvider, listing: Listing) -> None:
+    """Refuse a model that the cache's disk has no room for, or the library no way to bring there."""
     directory = provider.directory
     names = shard_names(directory, read_index(directory))
-    needed = sum(map(provider.remote_nbytes, names))
+    missing = {name: provider.remote_nbytes(name) for name in names}
+    for name, nbytes in missing.items():
+        if nbytes > constants.MAX_HTTP_DOWNLOAD_SIZE and not has_xet():
+            raise CheckpointError(too_large(listing.files[name], listing.origin))
+    needed = sum(missing.values())
     free = free_nbytes(directory)
     if free < needed:
         raise CheckpointError(
             f"{provider.origin}: {needed} bytes are to be fetched, the disk of the Hub's cache"
             f" ({constants.HF_HUB_CACHE}) has {free} free: make room, set HF_HOME to a larger disk,"
-            " or give --evict where the command has it"
+            " or give --evict"
         )
 
 

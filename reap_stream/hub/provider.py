@@ -43,9 +43,11 @@ class HubProvider:
         self._listing = listing
         self._directory = directory
         self._place = place
+        self._starts: dict[str, ShardStart] = {}
         self._condition = threading.Condition()
         self._queue: deque[str] = deque()
         self._coming: dict[str, Future[Path]] = {}
+        self._unwanted: set[str] = set()
         self._threads: list[threading.Thread] = []
         self._closed = False
 
@@ -69,32 +71,32 @@ class HubProvider:
         """Whether shards go to a work directory."""
         return self._place.evicts
 
+    @property
+    def place(self) -> Path:
+        """The work directory, or the cache's snapshot."""
+        return self._place.directory
+
     def read_starts(self, names: Sequence[str]) -> list[ShardStart]:
         """Headers: of shards that are here from the disk, of the others by range requests.
 
         Raises:
             CheckpointError: the repository lacks a shard, or a header cannot be had.
         """
-        files = [self._file(name) for name in names]
+        # A command may open a checkpoint more than once.
+        files = [self._file(name) for name in names if name not in self._starts]
         here = {file.name: path for file in files if (path := self._present(file)) is not None}
         away = [file for file in files if file.name not in here]
-        starts = dict(
-            zip(
-                (file.name for file in away),
-                fetch_starts(self.origin, self._directory, away),
-                strict=True,
-            )
-        )
+        found = fetch_starts(self.origin, self._directory, away)
+        self._starts.update(zip((file.name for file in away), found, strict=True))
         for file in files:
             if file.name in here:
                 raw, nbytes = read_header_bytes(here[file.name])
-                starts[file.name] = ShardStart(raw, nbytes, file.identity)
-        return [starts[name] for name in names]
+                self._starts[file.name] = ShardStart(raw, nbytes, file.identity)
+        return [self._starts[name] for name in names]
 
     def remote_nbytes(self, name: str) -> int:
-        """Bytes of a shard that is not here; 0 of one that is."""
-        file = self._file(name)
-        return 0 if self._present(file) is not None else file.nbytes
+        """Bytes of a shard that are still to come; 0 of one that is here."""
+        return self._place.missing_nbytes(self._file(name))
 
     def ensure(self, names: Sequence[str]) -> list[Path]:
         """Waits for shards; those that nothing asked for yet are fetched now.
@@ -113,14 +115,20 @@ class HubProvider:
             self._send_for(self._file(name), urgent=False)
 
     def release(self, names: Iterable[str]) -> None:
-        """Lets go of shards: in a work directory they are deleted."""
+        """Lets go of shards: in a work directory they are deleted, once they are there."""
         for name in names:
             with self._condition:
                 coming = self._coming.get(name)
-                if coming is not None and not coming.done():
-                    continue
-                self._coming.pop(name, None)
-            self._place.drop(self._file(name))
+                if coming is not None and not coming.done() and name not in self._queue:
+                    self._unwanted.add(name)
+                else:
+                    self._let_go(name)
+
+    def _let_go(self, name: str) -> None:
+        self._coming.pop(name, None)
+        if name in self._queue:
+            self._queue.remove(name)
+        self._place.drop(self._file(name))
 
     def stop(self) -> None:
         """Sends for nothing more; who waits for a shard is told so.
@@ -158,6 +166,7 @@ class HubProvider:
 
     def _send_for(self, file: RemoteFile, *, urgent: bool) -> None:
         with self._condition:
+            self._unwanted.discard(file.name)
             coming = self._coming.get(file.name)
             if coming is not None and not (coming.done() and coming.exception() is not None):
                 if urgent and file.name in self._queue:
@@ -204,6 +213,10 @@ class HubProvider:
                 # `stop` may have told those who wait already.
                 with suppress(InvalidStateError):
                     coming.set_result(place)
+            with self._condition:
+                if name in self._unwanted:
+                    self._unwanted.remove(name)
+                    self._let_go(name)
 
     def _refuse_offline(self, name: str) -> NoReturn:
         raise CheckpointError(

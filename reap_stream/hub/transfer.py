@@ -8,23 +8,18 @@ into a work directory   for shards that are deleted once they are used. A transf
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
-from typing import BinaryIO, Final, Protocol, cast
+from typing import Protocol
 
-from huggingface_hub import hf_hub_download, hf_hub_url
-from huggingface_hub.file_download import http_get
-from huggingface_hub.utils import build_hf_headers  # type: ignore[attr-defined]  # exported lazily
+from huggingface_hub import constants, hf_hub_download
 
-from reap_stream.checkpoint.disk import free_nbytes
 from reap_stream.checkpoint.providers import Origin
 from reap_stream.errors import ReadError
+from reap_stream.hub.checks import check_hash, check_room, is_right
+from reap_stream.hub.fetching import LIBRARY, complete
 from reap_stream.hub.listing import RemoteFile
 from reap_stream.hub.retrying import persist
-
-LIBRARY: Final = "reap-stream"
-_CHUNK_NBYTES: Final = 1 << 22
 
 
 class Place(Protocol):
@@ -35,6 +30,11 @@ class Place(Protocol):
     """
 
     evicts: bool
+
+    @property
+    def directory(self) -> Path:
+        """The folder that they lie in."""
+        ...
 
     def present(self, file: RemoteFile) -> Path | None:
         """The file, if it is there whole."""
@@ -47,6 +47,10 @@ class Place(Protocol):
             ReadError: it is not what the Hub lists, or the disk is full.
             Exception: whatever huggingface_hub raises.
         """
+        ...
+
+    def missing_nbytes(self, file: RemoteFile) -> int:
+        """Bytes that are still to come onto the disk."""
         ...
 
     def drop(self, file: RemoteFile) -> None:
@@ -72,6 +76,11 @@ class CachePlace:
         self._origin = origin
         self._snapshot = snapshot
 
+    @property
+    def directory(self) -> Path:
+        """The snapshot."""
+        return self._snapshot
+
     def present(self, file: RemoteFile) -> Path | None:
         """The file in the snapshot.
 
@@ -91,15 +100,20 @@ class CachePlace:
 
     def fetch(self, file: RemoteFile) -> Path:
         """Downloads into the cache."""
-        _check_room(self._snapshot, file.name, file.nbytes)
-        return self.fetch_checked(file)
+        check_room(self._snapshot, file.name, file.nbytes)
+        try:
+            return self.fetch_checked(file)
+        except ValueError as error:
+            if file.nbytes <= constants.MAX_HTTP_DOWNLOAD_SIZE:
+                raise
+            raise ReadError(too_large(file, self._origin)) from error
 
     def fetch_checked(self, file: RemoteFile) -> Path:
         """Downloads, or finds, and a second time where the hash is wrong."""
         path = persist(lambda: self.download(file))
-        if not _is_right(path, file):
+        if not is_right(path, file):
             path = persist(lambda: self.download(file, anew=True))
-            _check_hash(path, file, self._origin)
+            check_hash(path, file, self._origin)
         return path
 
     def download(self, file: RemoteFile, *, anew: bool = False, local: bool = False) -> Path:
@@ -114,6 +128,10 @@ class CachePlace:
                 local_files_only=local,
             )
         )
+
+    def missing_nbytes(self, file: RemoteFile) -> int:
+        """All of it, as long as it is not there whole."""
+        return 0 if self.present(file) is not None else file.nbytes
 
     def drop(self, file: RemoteFile) -> None:
         """The cache is the user's."""
@@ -140,69 +158,62 @@ class WorkPlace:
         self._cache = cache
         self._blobs = blobs
         self._stopped = False
+        # Of what an earlier process left, however whole, it is not known what reached the disk.
+        self._checked: set[str] = set()
+
+    @property
+    def directory(self) -> Path:
+        """The work directory's folder of the commit."""
+        return self._directory
 
     def present(self, file: RemoteFile) -> Path | None:
         """The file in the cache, at whatever commit it came there, or in the directory."""
         cached = self._cache.present(file)
         if cached is not None:
             return cached
-        for path in (self._blobs / file.identity, self._directory / file.name):
-            if file.identity and path.is_file() and path.stat().st_size == file.nbytes:
-                return path
-        return None
+        blob = self._blobs / file.identity
+        if file.identity and blob.is_file() and blob.stat().st_size == file.nbytes:
+            return blob
+        return self._directory / file.name if file.name in self._checked else None
+
+    def missing_nbytes(self, file: RemoteFile) -> int:
+        """What neither the cache nor the directory has."""
+        if self.present(file) is not None:
+            return 0
+        path = self._directory / file.name
+        there = (p.stat().st_size for p in (path, _partial(path)) if p.exists())
+        return max(0, file.nbytes - max(there, default=0))
 
     def fetch(self, file: RemoteFile) -> Path:
         """Downloads into the directory, on from where an earlier attempt stopped."""
         path = self._directory / file.name
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f"{path.name}.partial")
-        there = partial.stat().st_size if partial.exists() else 0
-        _check_room(path.parent, file.name, file.nbytes - there)
+        partial = _partial(path)
+        if path.exists():
+            path.rename(partial)
+        check_room(path.parent, file.name, self.missing_nbytes(file))
         self._complete(partial, file)
-        if not _is_right(partial, file):
+        if not is_right(partial, file):
             # Perhaps what an earlier process left was not whole on the disk.
             partial.unlink()
             self._complete(partial, file)
-            _check_hash(partial, file, self._origin)
-        return partial.rename(path)
+            check_hash(partial, file, self._origin)
+        partial.rename(path)
+        self._checked.add(file.name)
+        return path
 
     def _complete(self, partial: Path, file: RemoteFile) -> None:
-        def attempt() -> None:
-            with partial.open("ab") as stream:
-                if stream.tell() > file.nbytes:
-                    stream.truncate(0)
-                    stream.seek(0)
-                _get(_Stoppable(stream, lambda: self._stopped), file, self._origin)
-
-        def progress() -> int:
-            return partial.stat().st_size if partial.exists() else 0
-
-        persist(attempt, progress)
+        complete(partial, file, self._origin, lambda: self._stopped)
 
     def drop(self, file: RemoteFile) -> None:
         """Deletes the directory's copy."""
+        self._checked.discard(file.name)
         (self._directory / file.name).unlink(missing_ok=True)
 
     def stop(self) -> None:
         """Lets transfers fail at their next bytes; what came stays."""
         # No lock: a signal handler may be here twice.
         self._stopped = True
-
-
-class _Stoppable:
-    """A file that takes no more bytes once it is told to stop."""
-
-    def __init__(self, stream: BinaryIO, stopped: Callable[[], bool]) -> None:
-        self._stream = stream
-        self._stopped = stopped
-        self.tell = stream.tell
-        self.seek = stream.seek
-        self.truncate = stream.truncate
-
-    def write(self, data: bytes) -> int:
-        if self._stopped():
-            raise ReadError("the transfer was broken off, since the command ended")
-        return self._stream.write(data)
 
 
 def fetch_small(origin: Origin, file: RemoteFile, *, offline: bool) -> Path:
@@ -218,44 +229,20 @@ def fetch_small(origin: Origin, file: RemoteFile, *, offline: bool) -> Path:
     return cache.fetch_checked(file)
 
 
-def _get(stream: _Stoppable, file: RemoteFile, origin: Origin) -> None:
-    # By this name and not as Xet chunks, which would begin anew after every interruption.
-    http_get(
-        hf_hub_url(origin.repository, file.name, revision=origin.revision),
-        cast("BinaryIO", stream),
-        resume_size=stream.tell(),
-        headers={**build_hf_headers(library_name=LIBRARY), "Accept-Encoding": "identity"},
-        expected_size=file.nbytes,
-        displayed_filename=file.name,
+def has_xet() -> bool:
+    """Whether the library can fetch files in chunks of its other protocol."""
+    return not constants.HF_HUB_DISABLE_XET and find_spec("hf_xet") is not None
+
+
+def too_large(file: RemoteFile, origin: Origin) -> str:
+    """Why a file cannot be fetched into the cache."""
+    return (
+        f"{origin}: {file.name} has {file.nbytes} bytes, and huggingface_hub puts files of more than"
+        f" {constants.MAX_HTTP_DOWNLOAD_SIZE} into its cache by hf_xet alone: install hf_xet where"
+        " the Hub stores the model by it, or give --evict, which fetches such files in parts"
     )
 
 
-def _check_room(directory: Path, name: str, nbytes: int) -> None:
-    free = free_nbytes(directory)
-    if free < nbytes:
-        raise ReadError(
-            f"{directory}: the disk has {free} bytes free, {name} needs {nbytes}; make room, then"
-            " try again"
-        )
-
-
-def _check_hash(path: Path, file: RemoteFile, origin: Origin) -> None:
-    if not _is_right(path, file):
-        raise ReadError(
-            f"{origin}: {file.name}: what was fetched, twice, is not what the Hub lists"
-            f" ({path.stat().st_size} bytes, {file.nbytes} listed, hash {file.identity}): a proxy or"
-            " mirror alters it, or the disk is failing"
-        )
-
-
-def _is_right(path: Path, file: RemoteFile) -> bool:
-    """Whether a file has the length and the hash of the listing: SHA-256, or git's of a blob."""
-    if path.stat().st_size != file.nbytes:
-        return False
-    digest = hashlib.sha256()
-    if file.sha256 is None:
-        digest = hashlib.sha1(f"blob {file.nbytes}\0".encode(), usedforsecurity=False)
-    with path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_NBYTES):
-            digest.update(chunk)
-    return digest.hexdigest() == file.identity
+def _partial(path: Path) -> Path:
+    """What there is of a file that is not whole, or not known to be."""
+    return path.with_name(f"{path.name}.partial")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
 
 _ROWS = "calibration_sha256"
 _PROPAGATE = "propagate"
+_ORIGINS = "origins"
 
 
 def merge_scores(runs: Sequence[Scores]) -> Scores:
@@ -21,7 +23,7 @@ def merge_scores(runs: Sequence[Scores]) -> Scores:
 
     Rows of sources with the same label are summed, other sources are appended in the order in
     which they come. Metadata is kept where all runs agree on it, statistics of later versions where
-    all have them.
+    all have them; records of where rows came from are put one after another.
 
     Raises:
         CalibrationError: no run is given, two differ in model, layers, experts or
@@ -45,6 +47,8 @@ def merge_scores(runs: Sequence[Scores]) -> Scores:
         for key, value in first.metadata.items()
         if all(run.metadata.get(key) == value for run in runs)
     }
+    if all(_ORIGINS in run.metadata for run in runs):
+        shared[_ORIGINS] = _joined([run.metadata[_ORIGINS] for run in runs])
     return Scores(layers, sources, first.num_experts, first.model_fingerprint, shared)
 
 
@@ -69,6 +73,20 @@ def _check_other_rows(before: Sequence[Scores], run: Scores, number: int) -> Non
                 f"scores {number} were taken on the same calibration rows as scores {earlier} "
                 f"(sha256 {rows[:12]}…) and would count twice: leave one of them out"
             )
+
+
+def _joined(lists: Sequence[str]) -> str:
+    """JSON lists as one; each entry once, since runs on one source may be merged again."""
+    entries: list[Any] = []
+    for text in lists:
+        try:
+            found = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise CalibrationError(f"metadata 'origins' of scores is no JSON: {error}") from error
+        if not isinstance(found, list):
+            raise CalibrationError("metadata 'origins' of scores is no JSON list")
+        entries += [entry for entry in found if entry not in entries]
+    return json.dumps(entries, ensure_ascii=False)
 
 
 def _spread(stats: LayerStats, labels: tuple[str, ...], sources: tuple[str, ...]) -> LayerStats:
