@@ -6,12 +6,14 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reap_stream import __version__
 from reap_stream.batch.arguments import add_batch
-from reap_stream.errors import InterruptedRunError, ReadError, ReapStreamError
+from reap_stream.errors import InterruptedRunError, ReapStreamError, is_told
 from reap_stream.exhaustion import exhausted_memory
 from reap_stream.options import (
     MODEL_HELP,
@@ -27,10 +29,18 @@ from reap_stream.options import (
     add_method,
     add_output,
     add_packing,
+    add_ranks,
     add_run_options,
     add_targets,
     add_upload,
     add_writing,
+)
+from reap_stream.ranks.launch import (
+    DEFAULT_PATIENCE,
+    check_command,
+    launched_place,
+    open_ranks,
+    speaks,
 )
 from reap_stream.reporting.arguments import add_report
 
@@ -47,26 +57,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the job failed, 2 refused before work began, 130 interrupted.
     """
-    arguments = build_parser().parse_args(argv)
+    arguments = _parse(argv)
     _let_threads_sleep()
     try:
         arguments.run(arguments)
     except ReapStreamError as error:
         # What could not be read may be there the next time; other errors say what to do themselves.
-        hint = _resume_hint(arguments) if isinstance(error, ReadError) else ""
-        print(f"reap-stream: {error}{hint and '.'}{hint}", file=sys.stderr)  # noqa: T201 - this is the command line
+        hint = _resume_hint(arguments) if error.resumable else ""
+        _complain(error, f"reap-stream: {error}{hint and '.'}{hint}")
         return error.exit_code
-    except KeyboardInterrupt:
-        hint = _resume_hint(arguments)
-        print(f"\nreap-stream: interrupted.{hint}", file=sys.stderr)  # noqa: T201 - as above
+    except KeyboardInterrupt as error:
+        _complain(error, f"\nreap-stream: {str(error) or 'interrupted'}.{_resume_hint(arguments)}")
         return InterruptedRunError.exit_code
     except (MemoryError, RuntimeError) as error:
         told = exhausted_memory(error)
         if told is None:
             raise
-        print(f"reap-stream: {told}.{_resume_hint(arguments)}", file=sys.stderr)  # noqa: T201 - as above
+        _complain(error, f"reap-stream: {told}.{_resume_hint(arguments)}")
         return ReapStreamError.exit_code
     return 0
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """The arguments; of several processes that are all given the same ones, one prints help."""
+    if speaks():
+        return build_parser().parse_args(argv)
+    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+        return build_parser().parse_args(argv)
+
+
+def _complain(error: BaseException, text: str) -> None:
+    """Tells people of an error, unless another process of the job does."""
+    if not is_told(error):
+        print(text, file=sys.stderr)  # noqa: T201 - this is the command line
 
 
 def _resume_hint(arguments: argparse.Namespace) -> str:
@@ -145,10 +168,13 @@ class _HelpFormatter(argparse.ArgumentDefaultsHelpFormatter):
 
 def _runner(name: str) -> Callable[[argparse.Namespace], None]:
     def run(arguments: argparse.Namespace) -> None:
+        place = launched_place()
+        check_command(name, place, evict=getattr(arguments, "evict", False))
         from reap_stream import commands
         from reap_stream.sources import local_sources
 
-        with local_sources(name, arguments):
+        patience = getattr(arguments, "rank_patience", DEFAULT_PATIENCE)
+        with open_ranks(place, patience) as arguments.ranks, local_sources(name, arguments):
             getattr(commands, name)(arguments)
 
     return run
@@ -175,6 +201,7 @@ def _add_prune(commands: _Commands) -> None:
     add_run_options(parser)
     add_writing(parser)
     add_evict(parser)
+    add_ranks(parser)
 
 
 def _add_observe(commands: _Commands) -> None:
@@ -186,6 +213,7 @@ def _add_observe(commands: _Commands) -> None:
     add_run_options(parser)
     add_again(parser)
     add_evict(parser)
+    add_ranks(parser)
 
 
 def _add_compact(commands: _Commands) -> None:
@@ -217,6 +245,9 @@ def _add_verify(commands: _Commands) -> None:
     )
     parser.add_argument(
         "--trust-remote-code", action="store_true", help="let the source's own code run"
+    )
+    parser.add_argument(
+        "--checksums", action="store_true", help="record hashes of all files, for upload to check"
     )
     add_evict(parser)
 

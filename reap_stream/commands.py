@@ -23,6 +23,7 @@ from reap_stream.inspection import inspect_model
 from reap_stream.pipeline import observe as run_observe
 from reap_stream.pipeline import prune as run_prune
 from reap_stream.planning import plan_pruning
+from reap_stream.ranks.base import ALONE, Ranks
 from reap_stream.records import Summary
 from reap_stream.resident import gib, peak_resident_nbytes
 from reap_stream.scoring.merging import merge_scores
@@ -30,6 +31,7 @@ from reap_stream.scoring.scores_file import check_scores_file, load_scores, save
 from reap_stream.scoring.weights import parse_source_weights
 from reap_stream.settings import ChoiceSettings, OutputSettings, RunSettings, parse_nbytes
 from reap_stream.tables import inspection_text, plan_text
+from reap_stream.upload.checksums import record_checksums
 from reap_stream.upload.command import upload
 from reap_stream.verification import VerificationReport
 from reap_stream.verifying import verify_directory
@@ -70,7 +72,13 @@ def run_settings(arguments: argparse.Namespace) -> RunSettings:
         trust_remote_code=arguments.trust_remote_code,
         pack=getattr(arguments, "pack", False),
         field_map=parse_field_map(getattr(arguments, "map", ())),
+        progress=_ranks(arguments).leads,
     )
+
+
+def _ranks(arguments: argparse.Namespace) -> Ranks:
+    ranks: Ranks = getattr(arguments, "ranks", ALONE)
+    return ranks
 
 
 def output_settings(arguments: argparse.Namespace) -> OutputSettings:
@@ -122,7 +130,10 @@ def plan(arguments: argparse.Namespace) -> None:
 
 def prune(arguments: argparse.Namespace) -> None:
     """`reap-stream prune`."""
-    _report(run_prune(run_settings(arguments), output_settings(arguments)), arguments.output)
+    ranks = _ranks(arguments)
+    summary = run_prune(run_settings(arguments), output_settings(arguments), ranks)
+    if ranks.leads:
+        _report(summary, arguments.output)
 
 
 def observe(arguments: argparse.Namespace) -> None:
@@ -133,8 +144,10 @@ def observe(arguments: argparse.Namespace) -> None:
         overwrite=arguments.overwrite,
         resume=arguments.resume,
         snapshot_seconds=60.0 * arguments.snapshot_minutes,
+        ranks=_ranks(arguments),
     )
-    _report(summary, arguments.output)
+    if _ranks(arguments).leads:
+        _report(summary, arguments.output)
 
 
 def compact(arguments: argparse.Namespace) -> None:
@@ -172,6 +185,8 @@ def verify(arguments: argparse.Namespace) -> None:
         f"{time.monotonic() - started:.1f} s · peak memory {gib(peak_resident_nbytes())} · "
         f"read {2 * report.nbytes / 1e9:.2f} GB"
     )
+    if arguments.checksums:
+        _say(f"{record_checksums(arguments.directory)}: hashes of all files")
 
 
 def _computed(report: VerificationReport) -> str:
@@ -200,7 +215,15 @@ def demo(arguments: argparse.Namespace) -> None:
 def _report(summary: Summary, output: Path) -> None:
     for note in summary.notes():
         print(f"note: {note}", file=sys.stderr)  # noqa: T201 - this is the command line
-    _say(f"{output}: {summary.line()}")
+    _say(f"{_written(summary, output)}: {summary.line()}")
+
+
+def _written(summary: Summary, output: Path) -> str:
+    """The directories of all targets; the output itself where it has one or none."""
+    keeps = summary.details.get("serving", {})
+    if len(keeps) < 2:
+        return str(output)
+    return ", ".join(str(output / f"keep-{keep}") for keep in keeps)
 
 
 def _json(document: Mapping[str, Any]) -> str:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
 from reap_stream.auditing import audit
+from reap_stream.calibration_record import score_metadata
+from reap_stream.card.privacy import of_run
+from reap_stream.card.records import relabelled
 from reap_stream.card.writing import card_documents
 from reap_stream.checkpoint.job import (
-    Job,
     check_new_job,
     check_output_path,
     stored_settings,
@@ -21,10 +24,13 @@ from reap_stream.errors import OutputError
 from reap_stream.model.opened import OpenedModel
 from reap_stream.outputs import PrunedOutputs
 from reap_stream.pruning import RUN_FILE, SCORES_FILE, Variant
-from reap_stream.records import Summary, summarize, unreached_experts
+from reap_stream.ranks.agreement import check_same
+from reap_stream.ranks.base import ALONE, Ranks
+from reap_stream.records import DECIDING, Summary, summarize, unreached_experts, versions
 from reap_stream.scoring.saliency import LayerStats
 from reap_stream.scoring.scores_file import save_scores
 from reap_stream.settings import OutputSettings
+from reap_stream.shared_job import SharedJob, open_shared
 
 # Settings that may differ when a job is resumed: they do not decide a byte of the result.
 FREE_SETTINGS = frozenset({"memory", "model", "overwrite"})
@@ -57,12 +63,21 @@ def writing_findings(outputs: PrunedOutputs, variants: Sequence[Variant]) -> dic
     return {**findings(outputs), **choice_findings(outputs.chooser, outputs.stored, keeps)}
 
 
-def open_job(path: Path, settings: Mapping[str, Any], output: OutputSettings) -> Job:
-    """The job of an output: a new one, or the half-done one that `--resume` asks for."""
+def open_job(
+    path: Path, settings: Mapping[str, Any], output: OutputSettings, ranks: Ranks = ALONE
+) -> SharedJob:
+    """The job of an output: a new one, or the half-done one that `--resume` asks for.
+
+    Raises:
+        UsageError: the ranks are about to do different jobs.
+        ReapStreamError: as `open_shared`.
+    """
+    same = {key: value for key, value in settings.items() if key not in FREE_SETTINGS}
+    check_same(ranks, {**same, "versions": {name: versions()[name] for name in DECIDING}})
     if output.resume:
-        return Job.resume(path, settings, FREE_SETTINGS)
+        return open_shared(path, settings, ranks, resume_with=FREE_SETTINGS)
     settings = {**settings, "overwrite": output.overwrite}
-    return Job.create(path, settings, overwrite=output.overwrite)
+    return open_shared(path, settings, ranks, overwrite=output.overwrite)
 
 
 def check_job(path: Path, source: Path, output: OutputSettings) -> None:
@@ -77,12 +92,30 @@ def check_job(path: Path, source: Path, output: OutputSettings) -> None:
 
 
 def publish_outputs(
-    model: OpenedModel, outputs: PrunedOutputs, job: Job, summary: Summary, output: OutputSettings
+    model: OpenedModel,
+    outputs: PrunedOutputs,
+    job: SharedJob,
+    summary: Summary,
+    output: OutputSettings,
 ) -> None:
-    """Writes what stands beside the shards, then puts the result in its place."""
+    """Lets rank 0 write what stands beside the shards and put the result in its place."""
+    job.ranks.by_first(lambda: _publish(model, outputs, job, summary, output))
+
+
+def _publish(
+    model: OpenedModel,
+    outputs: PrunedOutputs,
+    job: SharedJob,
+    summary: Summary,
+    output: OutputSettings,
+) -> None:
+    assert job.own is not None
     outputs.check_complete()
     scores_path = job.path("scores.safetensors")
-    save_scores(scores_path, outputs.scores(_score_metadata(summary)))
+    # Others will read what is written from here on.
+    shorten = of_run(summary.details)
+    summary = replace(summary, details=shorten.document(summary.details))
+    save_scores(scores_path, relabelled(outputs.scores(_score_metadata(summary)), shorten))
 
     def documents(variant: Variant) -> dict[str, bytes]:
         return {
@@ -96,7 +129,7 @@ def publish_outputs(
     _check_written(model, outputs)
     # A resumed job replaces what it was begun to replace.
     begun = stored_settings(output.output) or {}
-    publish(job, overwrite=output.overwrite or bool(begun.get("overwrite")))
+    publish(job.own, overwrite=output.overwrite or bool(begun.get("overwrite")))
     job.discard()
 
 
@@ -119,17 +152,13 @@ def _check_written(model: OpenedModel, outputs: PrunedOutputs) -> None:
 
 def _score_metadata(summary: Summary) -> dict[str, str]:
     calibration, settings = summary.details["calibration"], summary.details["settings"]
-    found = {
-        "calibration_sha256": calibration.get("sha256", calibration.get("calibration_sha256")),
-        "tokens": calibration.get("tokens"),
-        "propagate": settings.get("propagate", calibration.get("propagate")),
-    }
-    return {key: str(value) for key, value in found.items() if value is not None}
+    return score_metadata(calibration, settings.get("propagate", calibration.get("propagate")))
 
 
-def clean_up(job: Job, started: float) -> Summary:
+def clean_up(job: SharedJob, started: float) -> Summary:
     """An earlier run was stopped between publishing its result and tidying up."""
-    publish(job)
+    if job.own is not None:
+        publish(job.own)
     job.discard()
     return summarize(
         seconds=time.monotonic() - started, read_nbytes=0, written_nbytes=0, details={}

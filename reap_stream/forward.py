@@ -29,9 +29,10 @@ from typing_extensions import Self
 
 from reap_stream import _native
 from reap_stream.calibration.activations import HiddenStates
-from reap_stream.calibration.batches import Batch, pad, plan_batches, unpad, valid_mask
+from reap_stream.calibration.batches import Batch, pad, unpad, valid_mask
 from reap_stream.calibration.carried import Key
 from reap_stream.calibration.corpus import Corpus
+from reap_stream.calibration.dealing import dealt_tokens
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.errors import ReapStreamError
 from reap_stream.model.architecture import Architecture
@@ -95,7 +96,6 @@ class ForwardPass:
     ) -> None:
         self.times = ForwardTimes()
         model, corpus, memory = ready.model, ready.corpus, ready.memory
-        self._corpus = corpus
         self._device = ready.device
         self._progress = progress
         self._handover = ready.handover
@@ -112,10 +112,9 @@ class ForwardPass:
             own = StreamedModel(head.opened, reader, ready.device, **options)
             inputs = MtpInputs(head, self._skeleton, ready.device)
             self._mtp = MtpPass(head.first, own, inputs)
-        lengths = [len(row.tokens) for row in corpus.rows]
-        batches = plan_batches(lengths, memory.batch_tokens)
         shares = row_shares(row.source for row in corpus.rows)
-        self._batches = [_lay_out(batch, corpus, shares, ready.device) for batch in batches]
+        self._batches = [_lay_out(batch, corpus, shares, ready.device) for batch in ready.batches]
+        self._num_tokens = dealt_tokens(ready.batches)
         self._spills = memory.spill
         self.states = self.new_states(spill_path)
 
@@ -133,18 +132,19 @@ class ForwardPass:
         self.states.close()
 
     def new_states(self, spill_path: Path) -> HiddenStates:
-        """Room for the hidden states of all rows; what it holds is undefined.
+        """Room for the hidden states of all rows of this rank; what it holds is undefined.
 
         Args:
             spill_path: where they go if they do not stay in memory.
         """
         shape, dtype = self._handover.token_shape, self._handover.dtype
         path = spill_path if self._spills else None
-        return HiddenStates.create(self._corpus.num_tokens, shape, dtype, spill_path=path)
+        # A rank without rows has room for one token that it never looks at.
+        return HiddenStates.create(max(1, self._num_tokens), shape, dtype, spill_path=path)
 
     def skip(self, layers: int) -> None:
         """Counts layers that an earlier run finished."""
-        self._progress.skip(layers, self._corpus.num_tokens)
+        self._progress.skip(layers, self._num_tokens)
 
     def embed(self, others: Sequence[HiddenStates] = ()) -> None:
         """Puts the embedded tokens into the hidden states, and into `others` of this pass."""
@@ -217,7 +217,7 @@ class ForwardPass:
                 self._store(index, tokens.batch, outputs, states)
             if counted:
                 self._progress.tokens(tokens.batch.stop - tokens.batch.start)
-        if layer.runner is not None and layer.runner.calls == 0:
+        if layer.runner is not None and layer.runner.calls == 0 and self._batches:
             message = f"layer {index} has routed experts but did not run them through our call"
             raise ReapStreamError(message)
         self.times.running += time.monotonic() - started

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
@@ -15,8 +14,10 @@ from reap_stream.forward import ForwardPass
 from reap_stream.model.architecture import Architecture
 from reap_stream.model.layer import StreamedLayer
 from reap_stream.preparation import Preparation
+from reap_stream.ranks.sums import sum_over_ranks
 from reap_stream.scoring.accumulator import SaliencyAccumulator
 from reap_stream.scoring.saliency import LayerStats
+from reap_stream.snapshots import Snapshots
 
 # With more outputs lost than this the scores say little, and something is wrong with the model.
 _MAX_LOST_SHARE = 0.1
@@ -48,35 +49,6 @@ class LayerSink(Protocol):
     def drain(self) -> None:
         """Waits until finished layers are on the disk."""
         ...
-
-
-class Snapshots:
-    """Hidden states saved now and then, so that a stopped pass need not begin at the first layer.
-
-    Args:
-        directory: where the one snapshot lies.
-        seconds: least time between two.
-    """
-
-    def __init__(self, directory: Path, seconds: float) -> None:
-        self.path = directory / "states.safetensors"
-        self._seconds = seconds
-        self._last = time.monotonic()
-
-    def restore(self, forward: ForwardPass) -> int:
-        """Takes up a snapshot if there is one; the layer to go on with."""
-        if not self.path.exists():
-            return 0
-        return int(forward.states.restore(self.path)["layer"])
-
-    def is_due(self) -> bool:
-        """Whether enough time went by."""
-        return time.monotonic() - self._last >= self._seconds
-
-    def save(self, forward: ForwardPass, layer: int) -> None:
-        """Saves the states that go into `layer`."""
-        forward.states.save(self.path, layer=layer)
-        self._last = time.monotonic()
 
 
 class LayerPass:
@@ -162,7 +134,7 @@ class LayerPass:
         if accumulator is None or layer.store is None:
             self._sink.finish(index, None, lambda _: None)
             return
-        stats, lost = accumulator.finish()
+        stats, lost = sum_over_ranks(self._ready.ranks, *accumulator.finish())
         routed = int(stats.tokens.sum())
         if lost > _MAX_LOST_SHARE * (routed + lost):
             message = (

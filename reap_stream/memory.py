@@ -19,7 +19,13 @@ import torch
 from reap_stream.demands import Demands
 from reap_stream.errors import UsageError
 from reap_stream.model.store import MOVING_SLOTS
-from reap_stream.resident import USABLE_SHARE, available_nbytes, gib, resident_nbytes
+from reap_stream.resident import (
+    USABLE_SHARE,
+    available_nbytes,
+    enough_gib,
+    gib,
+    resident_nbytes,
+)
 
 # Room a batch may take if nothing else is said: enough for products to run at full rate.
 _BATCH_NBYTES = 768 * 2**20
@@ -39,6 +45,22 @@ class BudgetError(UsageError):
     def __init__(self, message: str, least: int) -> None:
         super().__init__(message)
         self.least = least
+
+
+@dataclass(frozen=True, slots=True)
+class Sharers:
+    """Processes of one job that divide what is free, this one counted.
+
+    Attributes:
+        machine: those on its machine.
+        device: those on its device.
+    """
+
+    machine: int = 1
+    device: int = 1
+
+
+_NO_SHARERS = Sharers()
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +95,7 @@ def plan_memory(
     budget: int | None,
     batch_tokens: int | None,
     device: torch.device,
+    sharers: Sharers = _NO_SHARERS,
 ) -> MemoryPlan:
     """Divides the budget: first what must be, then hidden states, then experts, then the batch.
 
@@ -82,17 +105,19 @@ def plan_memory(
         budget: host memory in bytes; None: most of what the machine has free.
         batch_tokens: as the user said, or None.
         device: where layers run.
+        sharers: who else takes of what is free.
 
     Raises:
         BudgetError: the budget cannot hold even a few experts; it gives the least that could.
     """
     on_device = device.type == "cuda"
-    allowed = available_nbytes() if budget is None else budget
+    allowed = available_nbytes(sharers.machine) if budget is None else budget
+    free = torch.cuda.mem_get_info(device)[0] // sharers.device if on_device else 0
     base = resident_nbytes() + RUNTIME_NBYTES + demands.fused + demands.largest_tensor
     base += demands.writing
     if not on_device:
         base += demands.dense + demands.expert
-    for_batch = torch.cuda.mem_get_info(device)[0] // 8 if on_device else _BATCH_NBYTES
+    for_batch = free // 8 if on_device else _BATCH_NBYTES
     tokens = batch_tokens or max(1, min(_MAX_BATCH_TOKENS, for_batch // demands.per_token))
     least = base + min(demands.num_experts, _STREAMING_SLOTS) * demands.slot
     if batch_tokens is None and not on_device:
@@ -103,7 +128,7 @@ def plan_memory(
     if least + working > allowed:
         message = (
             f"the memory budget is {gib(allowed)}, this model needs at least "
-            f"{gib(least + working)} with batches of {together} tokens; raise --memory"
+            f"{enough_gib(least + working)} with batches of {together} tokens; raise --memory"
             + _smaller_batches(tokens, batch_tokens, demands.longest_row)
         )
         raise BudgetError(message, least + working)
@@ -111,10 +136,12 @@ def plan_memory(
     spill = hidden_nbytes > room // 2
     room -= 0 if spill else hidden_nbytes
     slots = min(demands.num_experts, _STREAMING_SLOTS)
-    slots += min(demands.num_experts - slots, room // demands.slot) if demands.slot else 0
+    more = demands.num_experts - slots
+    # Experts of one tensor have no slots: they are held whole.
+    slots += min(more, room // demands.slot) if demands.slot else more
     peak = least + working + (0 if spill else hidden_nbytes)
     peak += (slots - min(demands.num_experts, _STREAMING_SLOTS)) * demands.slot
-    grouped, peak_device = _plan_device(demands, together, device) if on_device else (False, 0)
+    grouped, peak_device = _plan_device(demands, together, free) if on_device else (False, 0)
     return MemoryPlan(allowed, tokens, slots, spill, peak, peak_device, grouped, hidden_nbytes)
 
 
@@ -124,9 +151,8 @@ def _smaller_batches(tokens: int, asked: int | None, longest_row: int) -> str:
     return "" if asked is None else " or lower --batch-tokens"
 
 
-def _plan_device(demands: Demands, tokens: int, device: torch.device) -> tuple[bool, int]:
-    """Whether all experts of a layer fit on the device decoded, and the peak either way."""
-    free, _ = torch.cuda.mem_get_info(device)
+def _plan_device(demands: Demands, tokens: int, free: int) -> tuple[bool, int]:
+    """Whether all experts of a layer fit into the device's free bytes, and the peak either way."""
     base = demands.dense + demands.largest_tensor + demands.decode + demands.fused
     base += tokens * demands.per_token
     # Grouped products hold the outputs of all routed tokens at once.

@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
-from reap_stream.checkpoint.job import Job
 from reap_stream.checkpoint.refs import TensorRef
 from reap_stream.model.opened import OpenedModel
 from reap_stream.scoring.saliency import LayerStats, Scores
+from reap_stream.shared_job import SharedJob
 from reap_stream.stored_scores import StoredScores
 
 
@@ -23,7 +23,7 @@ class ScoreSink:
         sources: labels of the calibration sources.
     """
 
-    def __init__(self, job: Job, model: OpenedModel, sources: tuple[str, ...]) -> None:
+    def __init__(self, job: SharedJob, model: OpenedModel, sources: tuple[str, ...]) -> None:
         self._job = job
         self._stored = StoredScores(job, model, sources)
         self.done = self._stored.done

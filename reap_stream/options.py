@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from reap_stream.calibration.schemas import MAP_TARGETS
+from reap_stream.ranks.launch import DEFAULT_PATIENCE
 from reap_stream.settings import MTP_CHOICES, WEIGHT_CHOICES
 
 MODEL_HELP = "directory of a checkpoint, or a model on the Hub: org/name[@revision]"
@@ -222,8 +223,20 @@ def add_evict(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--evict",
         action="store_true",
-        help="of a model on the Hub: keep its shards beside the output instead of in the cache, "
-        "and delete each once no later layer needs it",
+        help="of a model on the Hub: keep its shards beside the output (eval: in --scratch) instead "
+        "of in the cache, and delete each once no later layer needs it",
+    )
+
+
+def add_ranks(parser: argparse.ArgumentParser) -> None:
+    """How several processes wait for each other."""
+    parser.add_argument(
+        "--rank-patience",
+        type=float,
+        default=DEFAULT_PATIENCE,
+        metavar="MINUTES",
+        help="with several processes (torchrun): minutes after which one that does not answer counts "
+        "as gone",
     )
 
 

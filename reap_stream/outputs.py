@@ -13,10 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from reap_stream.checkpoint.job import Job
 from reap_stream.checkpoint.publish import finish_directory
 from reap_stream.checkpoint.refs import TensorRef
-from reap_stream.committing import Committer
+from reap_stream.committing import open_committer
 from reap_stream.errors import OutputError, UsageError
 from reap_stream.kept_record import KEPT_FILE
 from reap_stream.model.opened import OpenedModel
@@ -31,6 +30,7 @@ from reap_stream.pruning import (
 from reap_stream.scoring.choosing import Chooser
 from reap_stream.scoring.saliency import LayerStats, Scores
 from reap_stream.scoring.scores_file import save_scores
+from reap_stream.shared_job import SharedJob
 from reap_stream.stored_scores import StoredScores
 
 Resident = Callable[[TensorRef], "np.ndarray[Any, Any] | None"]
@@ -53,7 +53,7 @@ class PrunedOutputs:
         self,
         model: OpenedModel,
         variants: list[Variant],
-        job: Job,
+        job: SharedJob,
         sources: tuple[str, ...],
         chooser: Chooser,
         mtp: str | None = "match",
@@ -68,8 +68,10 @@ class PrunedOutputs:
         self.done = self.stored.done
         self.non_finite = self.stored.non_finite
         # A run stopped before its first layer may have stopped while taking room: take it anew.
-        self._writers = open_writers(model, variants, job.path("out"), resume=bool(job.entries))
-        self.committer = Committer(job, self._writers)
+        self._writers = open_writers(
+            model, variants, job.path("out"), job.ranks, resume=bool(job.entries)
+        )
+        self.committer = open_committer(job, self._writers)
         self._kept: list[Kept] = [{} for _ in variants]
         self._held: dict[str, np.ndarray[Any, Any]] = {}
         self._whole: list[str] = []
@@ -125,15 +127,21 @@ class PrunedOutputs:
             steps = role.recipe.steps(())
             needed = {span.ref.name for step in steps for span in step.spans}
         if needed <= self._held.keys():
-            self._write_whole(ref.name if role.recipe is None else role.recipe.place)
+            self.write_whole(ref.name if role.recipe is None else role.recipe.place)
             for name in needed:
                 del self._held[name]
 
-    def _write_whole(self, origin: str) -> None:
-        """Writes what comes from a tensor on which no choice of experts bears."""
+    def write_whole(self, *origins: str) -> None:
+        """Writes what comes from tensors on which no choice of experts bears.
+
+        Args:
+            origins: names of the source's tensors; each is copied from its file, unless `take` was
+                shown it.
+        """
         for writer in self._writers:
-            self._count(writer.write(writer.from_origin(origin), {}, self._resident))
-        self._whole.append(origin)
+            outs = [out for origin in origins for out in writer.from_origin(origin)]
+            self._count(writer.write(outs, {}, self._resident))
+        self._whole.extend(origins)
 
     def _resident(self, ref: TensorRef) -> np.ndarray[Any, Any] | None:
         return self._held.get(ref.name)
@@ -202,7 +210,8 @@ class PrunedOutputs:
         except UsageError as error:
             # The pass is done: what it found must not be lost to a target that cannot be met.
             path = self._job.path("scores.safetensors")
-            save_scores(path, self.stored.scores({}))
+            if self._job.leads:
+                save_scores(path, self.stored.scores({}))
             message = f"{error} (the scores are in {path}: give them to reap-stream compact)"
             raise UsageError(message) from error
 

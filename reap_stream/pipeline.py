@@ -11,8 +11,11 @@ from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 
-from reap_stream.checkpoint.job import Job, stored_settings
+from reap_stream.calibration.dealing import dealt_tokens
+from reap_stream.calibration_record import score_metadata
+from reap_stream.checkpoint.job import stored_settings
 from reap_stream.checkpoint.reader import Reader
+from reap_stream.download import check_download
 from reap_stream.errors import UsageError
 from reap_stream.finishing import (
     check_job,
@@ -23,77 +26,69 @@ from reap_stream.finishing import (
     writing_findings,
 )
 from reap_stream.forward import ForwardPass
-from reap_stream.layer_pass import LayerPass, Snapshots
+from reap_stream.layer_pass import LayerPass
 from reap_stream.model.architecture import Architecture
-from reap_stream.mtp_choice import choose_mtp, choose_observed_mtp
+from reap_stream.model.opened import OpenedModel
+from reap_stream.mtp_choice import MtpChoice, choose_mtp, choose_observed_mtp
 from reap_stream.observing import ScoreSink
 from reap_stream.outputs import PrunedOutputs
+from reap_stream.planned_output import PlannedOutput
 from reap_stream.preparation import Preparation, prepare_run, reduced_architecture
 from reap_stream.progress import Progress
-from reap_stream.pruning import (
-    Variant,
-    check_config,
-    model_chooser,
-    plan_variants,
-    read_targets,
-    recoded,
-)
+from reap_stream.pruning import Variant, model_chooser
+from reap_stream.ranks.base import ALONE, Ranks
 from reap_stream.records import (
     Summary,
+    calibration_details,
     run_details,
     summarize,
 )
+from reap_stream.scoring.saliency import Scores
 from reap_stream.scoring.scores_file import check_scores_file, save_scores
 from reap_stream.serving import serving_record
 from reap_stream.settings import OutputSettings, RunSettings
-from reap_stream.shard_order import check_source, shard_order
+from reap_stream.shard_order import shard_order
+from reap_stream.shared_job import SharedJob
+from reap_stream.snapshots import Snapshots
 
 
-def prune(run: RunSettings, output: OutputSettings) -> Summary:
+def prune(run: RunSettings, output: OutputSettings, ranks: Ranks = ALONE) -> Summary:
     """Scores a model's experts on calibration data and writes it without the lowest.
 
     Args:
         run: the model, the data, and how it is run.
         output: the targets and where they are written.
+        ranks: the processes that do it together, each calling this.
 
     Raises:
         ReapStreamError: see its children; whatever goes wrong, an existing output stays whole.
     """
     started = time.monotonic()
     check_job(output.output, run.model, output)
+    planned = PlannedOutput(output, run.propagate)
     ready = prepare_run(
         _same_batches(run, output.output, resume=output.resume),
         lambda model, device: choose_mtp(model, output.mtp, device),
-        lambda model, mtp: recoded(model, output, mtp.kind),
+        planned.plan,
+        ranks,
     )
-    output = replace(output, mtp=ready.mtp.kind)
-    variants = plan_variants(ready.model, read_targets(ready.model, output), output)
-    if run.propagate == "pruned" and len(variants) > 1:
-        message = (
-            "--propagate pruned runs later layers on pruned ones, so each target needs a pass of "
-            "its own: give one target at a time"
-        )
-        raise UsageError(message)
+    output, variants = planned.settings, planned.variants
     chooser = model_chooser(ready.model, ready.corpus.sources, run.choice)
-    check_config(ready.model, variants, output.mtp)
-    order = shard_order(ready.model, ready.mtp.head, writes=True)
-    plans = () if output.resume else tuple(variant.plan for variant in variants)
-    check_source(ready.model, order, output.output, plans)
     settings = {**ready.job_settings(), **output.record()}
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
-        job = stack.enter_context(open_job(output.output, settings, output))
+        job = stack.enter_context(open_job(output.output, settings, output, ranks))
         if job.is_published:
             return clean_up(job, started)
         outputs = PrunedOutputs(
             ready.model, variants, job, ready.corpus.sources, chooser, ready.mtp.kind
         )
         stack.enter_context(outputs.committer)
-        snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
+        snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds, ranks)
         forward = _forward(stack, ready, reader, job)
         reduced = _Reduced(ready, variants[0]) if run.propagate == "pruned" else None
         layers = LayerPass(ready, forward, outputs, snapshots, reduced)
-        layers.run(order.done)
+        layers.run(planned.order.done)
         outputs.finish_rest()
         details = {
             **run_details(ready, settings),
@@ -107,6 +102,8 @@ def prune(run: RunSettings, output: OutputSettings) -> Summary:
             read_nbytes=reader.bytes_read + outputs.copied_nbytes,
             written_nbytes=outputs.written_nbytes,
             details=details,
+            ranks=ranks,
+            tokens=dealt_tokens(ready.batches),
         )
         publish_outputs(ready.model, outputs, job, summary, output)
     return summary
@@ -119,6 +116,7 @@ def observe(
     overwrite: bool = False,
     resume: bool = False,
     snapshot_seconds: float = 300.0,
+    ranks: Ranks = ALONE,
 ) -> Summary:
     """Scores a model's experts and writes the scores alone.
 
@@ -128,6 +126,7 @@ def observe(
         overwrite: replace an existing file.
         resume: go on with a half-done run.
         snapshot_seconds: least time between two snapshots of the hidden states.
+        ranks: the processes that do it together, each calling this.
 
     Raises:
         ReapStreamError: see its children.
@@ -144,24 +143,31 @@ def observe(
     )
     check_job(scores_path, run.model, output)
     check_scores_file(scores_path)
-    ready = prepare_run(_same_batches(run, scores_path, resume=resume), choose_observed_mtp)
+
+    def checked(model: OpenedModel, mtp: MtpChoice) -> OpenedModel:
+        check_download(model, shard_order(model, mtp.head, writes=False), scores_path)
+        return model
+
+    run = _same_batches(run, scores_path, resume=resume)
+    ready = prepare_run(run, choose_observed_mtp, checked, ranks)
     order = shard_order(ready.model, ready.mtp.head, writes=False)
-    check_source(ready.model, order, scores_path)
     settings = {**ready.job_settings(), "mtp": ready.mtp.kind}
     with ExitStack() as stack:
         reader = stack.enter_context(Reader())
-        job = stack.enter_context(open_job(scores_path, settings, output))
+        job = stack.enter_context(open_job(scores_path, settings, output, ranks))
         sink = ScoreSink(job, ready.model, ready.corpus.sources)
-        snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds)
+        snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds, ranks)
         layers = LayerPass(ready, _forward(stack, ready, reader, job), sink, snapshots)
         layers.run(order.done)
-        save_scores(scores_path, sink.scores(_score_metadata(ready)))
+        written_nbytes = _save(job, scores_path, sink.scores(_score_metadata(ready)))
         details = {**run_details(ready, settings), **findings(sink)}
         summary = summarize(
             seconds=time.monotonic() - started,
             read_nbytes=reader.bytes_read,
-            written_nbytes=scores_path.stat().st_size,
+            written_nbytes=written_nbytes,
             details=details,
+            ranks=ranks,
+            tokens=dealt_tokens(ready.batches),
         )
         job.discard()
     return summary
@@ -174,16 +180,24 @@ def _same_batches(run: RunSettings, output: Path, *, resume: bool) -> RunSetting
     return replace(run, batch_tokens=(stored_settings(output) or {}).get("batch_tokens"))
 
 
-def _forward(stack: ExitStack, ready: Preparation, reader: Reader, job: Job) -> ForwardPass:
+def _save(job: SharedJob, path: Path, scores: Scores) -> int:
+    """Saves scores, which rank 0 does for all; the bytes that this rank wrote."""
+    if not job.leads:
+        return 0
+    save_scores(path, scores)
+    return path.stat().st_size
+
+
+def _forward(stack: ExitStack, ready: Preparation, reader: Reader, job: SharedJob) -> ForwardPass:
     progress = stack.enter_context(
         Progress(
             ready.num_layers,
-            ready.corpus.num_tokens,
+            dealt_tokens(ready.batches),
             lambda: reader.bytes_read,
             shown=ready.run.progress,
         )
     )
-    spill = job.path("hidden", "states")
+    spill = job.path("hidden", f"states-{job.ranks.rank}")
     # Left by a run that was killed before the file lost its name.
     spill.unlink(missing_ok=True)
     forward = ForwardPass(ready, reader, spill_path=spill, progress=progress)
@@ -204,8 +218,4 @@ class _Reduced:
 
 
 def _score_metadata(ready: Preparation) -> dict[str, str]:
-    return {
-        "calibration_sha256": ready.corpus.sha256,
-        "tokens": str(ready.corpus.num_tokens),
-        "propagate": ready.run.propagate,
-    }
+    return score_metadata(calibration_details(ready.corpus), ready.run.propagate)

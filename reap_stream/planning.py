@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from reap_stream.checkpoint.source import open_config
+from reap_stream.download import Download, read_download
 from reap_stream.errors import UsageError
 from reap_stream.inspection import (
     ModelFacts,
@@ -29,11 +30,11 @@ from reap_stream.model.opened import OpenedModel
 from reap_stream.mtp_choice import choose_mtp
 from reap_stream.preparation import choose_device, choose_dtype, memory_for
 from reap_stream.pruning import Variant, check_config, plan_variants, read_targets, recoded
-from reap_stream.resident import gib
+from reap_stream.resident import available_nbytes, gib
 from reap_stream.scoring.selection import Target, kept_count
 from reap_stream.serving import engine_warnings
 from reap_stream.settings import OutputSettings, RunSettings
-from reap_stream.shard_order import Download, read_download, shard_order
+from reap_stream.shard_order import shard_order
 
 # Between two measurements the process itself may grow by a little.
 _SLACK_NBYTES = 64 * 2**20
@@ -186,7 +187,7 @@ def plan_pruning(run: RunSettings, output: OutputSettings) -> PruningPlan:
         disk_bytes=sum(variant.plan.nbytes for variant in variants)
         + copies * calibration.hidden_state_bytes,
         notes=described.notes,
-        download=read_download(model, shard_order(model, mtp.head, writes=True)),
+        download=read_download(model, shard_order(model, mtp.head, writes=True, mtp=mtp.kind)),
     )
 
 
@@ -204,7 +205,8 @@ def _memory(
     except BudgetError as error:
         enough = replace(run, memory=error.least + _SLACK_NBYTES)
         least = memory_for(model, tokens, device, enough, longest_row=longest, head=head)
-        least = replace(least, peak_host=error.least)
+        budget = available_nbytes() if run.memory is None else run.memory
+        least = replace(least, peak_host=error.least, budget=budget)
         return least, f"prune would refuse: {error}"
 
 

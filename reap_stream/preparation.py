@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from reap_stream.calibration.batches import Batch, plan_batches
 from reap_stream.calibration.corpus import Corpus, load_corpus
+from reap_stream.calibration.dealing import deal
 from reap_stream.calibration.rules import RowSettings
 from reap_stream.calibration.spec import CalibrationSpec, parse_spec
 from reap_stream.checkpoint.reader import Reader
@@ -28,8 +30,10 @@ from reap_stream.model.skeleton import Skeleton
 from reap_stream.model.transformers_api import load_tokenizer, materialize_buffers
 from reap_stream.model.wiring import read_handover
 from reap_stream.mtp_choice import MtpChoice
+from reap_stream.ranks.base import ALONE, Ranks
 from reap_stream.scoring.saliency import METHODS
 from reap_stream.settings import RunSettings
+from reap_stream.sharing import own_device, share_memory, sharers
 
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model", "vocab.json")
 
@@ -47,6 +51,7 @@ class Preparation:
         memory: how the memory is divided.
         mtp: what happens to next-token-prediction layers.
         handover: what goes from layer to layer.
+        ranks: the processes that share the rows.
     """
 
     run: RunSettings
@@ -57,6 +62,14 @@ class Preparation:
     memory: MemoryPlan
     mtp: MtpChoice
     handover: Handover
+    ranks: Ranks = ALONE
+
+    @property
+    def batches(self) -> list[Batch]:
+        """The batches that this rank runs."""
+        lengths = [row.tokens.size for row in self.corpus.rows]
+        batches = plan_batches(lengths, self.memory.batch_tokens)
+        return deal(batches, self.ranks.rank, self.ranks.size)
 
     @property
     def moe_layers(self) -> list[int]:
@@ -85,14 +98,17 @@ class Preparation:
 def prepare_run(
     run: RunSettings,
     choose: Callable[[OpenedModel, torch.device], MtpChoice] | None = None,
-    recode: Callable[[OpenedModel, MtpChoice], OpenedModel] | None = None,
+    plan: Callable[[OpenedModel, MtpChoice], OpenedModel] | None = None,
+    ranks: Ranks = ALONE,
 ) -> Preparation:
     """Opens the model and the calibration data, and plans the memory.
 
     Args:
         run: the model, the data, and how it is run.
         choose: decides what happens to next-token-prediction layers; None: they are not run.
-        recode: decides in which format weights are written; None: as they are, or not at all.
+        plan: decides what is written, and refuses what cannot be, before the first weight is read;
+            gives the model as it is to be written. None: nothing is written.
+        ranks: the processes that share the rows.
 
     Raises:
         ReapStreamError: anything that would make the pass fail later, found now.
@@ -103,7 +119,7 @@ def prepare_run(
     if run.propagate not in ("original", "pruned"):
         message = f"--propagate {run.propagate}: choose original or pruned"
         raise UsageError(message)
-    device = choose_device(run.device)
+    device = own_device(choose_device(run.device), ranks)
     # Malformed SPECs are refused before a large model is opened.
     for text in run.calibration:
         parse_spec(text)
@@ -111,20 +127,25 @@ def prepare_run(
     model = open_model(run.model, dtype=dtype, trust_remote_code=run.trust_remote_code)
     check_forward(model)
     mtp = MtpChoice("match") if choose is None else choose(model, device)
-    model = model if recode is None else recode(model, mtp)
+    model = model if plan is None else plan(model, mtp)
     corpus = read_corpus(run, model)
-    longest = max(row.tokens.size for row in corpus.rows)
-    handover = read_handover(model.architecture, device, longest)
-    memory = memory_for(
-        model,
-        corpus.num_tokens,
-        device,
-        run,
-        longest_row=longest,
-        head=mtp.head,
-    )
+    lengths = [row.tokens.size for row in corpus.rows]
+    handover = read_handover(model.architecture, device, max(lengths))
+    demands = demands_of(model, handover, longest_row=max(lengths), head=mtp.head)
+
+    def divide(tokens: int, batch_tokens: int | None) -> MemoryPlan:
+        return plan_memory(
+            demands,
+            hidden_nbytes=tokens * handover.token_nbytes,
+            budget=run.memory,
+            batch_tokens=batch_tokens,
+            device=device,
+            sharers=sharers(device, run.device, ranks),
+        )
+
+    memory = share_memory(divide, run.batch_tokens, lengths, ranks)
     try_embedding(model, corpus, device, handover)
-    return Preparation(run, model, corpus, device, dtype, memory, mtp, handover)
+    return Preparation(run, model, corpus, device, dtype, memory, mtp, handover, ranks)
 
 
 def read_corpus(run: RunSettings, model: OpenedModel) -> Corpus:

@@ -12,11 +12,13 @@ from reap_stream.checkpoint.configedit import (
     edit_config,
     render_config,
 )
+from reap_stream.checkpoint.division import divide
 from reap_stream.checkpoint.layout import OutputPlan, plan_layout
 from reap_stream.checkpoint.output import OutputWriter, check_free_space
 from reap_stream.checkpoint.publish import carried_files, side_file_chunks
 from reap_stream.checkpoint.refs import WHOLE, Role
 from reap_stream.model.opened import OpenedModel
+from reap_stream.ranks.base import ALONE, Ranks
 from reap_stream.recoding.recode import recode
 from reap_stream.scoring.choosing import Chooser, new_chooser
 from reap_stream.scoring.selection import Target, check_routing, parse_targets
@@ -121,23 +123,34 @@ def plan_variants(
 
 
 def open_writers(
-    model: OpenedModel, variants: Sequence[Variant], out: Path, *, resume: bool
+    model: OpenedModel,
+    variants: Sequence[Variant],
+    out: Path,
+    ranks: Ranks = ALONE,
+    *,
+    resume: bool,
 ) -> list[OutputWriter]:
-    """Writers of all variants: room taken and headers written, or taken up again.
+    """Writers of all variants: room taken and headers written by rank 0, or taken up again.
 
     Raises:
         OutputError: the disk has no room for all of them.
         ResumeError: what an earlier run left is not what the plan says.
     """
     tensors, roles = model.checkpoint.tensors, model.tensor_map.roles
-    writers = [OutputWriter(out / v.folder, v.plan, tensors, roles) for v in variants]
-    if not resume:
+    own = [divide(variant.plan, ranks.machines)[ranks.rank] for variant in variants]
+    writers = [
+        OutputWriter(out / variant.folder, variant.plan, tensors, roles, names)
+        for variant, names in zip(variants, own, strict=True)
+    ]
+    allocates = ranks.leads and not resume
+    if allocates:
         check_free_space(out, sum(variant.plan.nbytes for variant in variants))
-    for writer in writers:
-        if resume:
-            writer.reopen()
-        else:
+        for writer in writers:
             writer.allocate()
+    ranks.wait_for_all()
+    if not allocates:
+        for writer in writers:
+            writer.reopen()
     return writers
 
 

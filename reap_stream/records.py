@@ -10,13 +10,17 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from typing import Any
 
+from reap_stream.calibration.corpus import Corpus
 from reap_stream.choice_record import choice_notes
 from reap_stream.model.opened import OpenedModel
 from reap_stream.preparation import Preparation
+from reap_stream.ranks.base import ALONE, Ranks
 from reap_stream.resident import gib, peak_device_nbytes, peak_resident_nbytes
 from reap_stream.scoring.saliency import LayerStats, unreached
 
-_PACKAGES = ("reap-stream", "torch", "transformers", "safetensors", "numpy")
+DECIDING = ("reap-stream", "torch", "transformers")
+"""Packages that decide what a forward gives, to its last bits."""
+_PACKAGES = (*DECIDING, "safetensors", "numpy")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,8 +31,8 @@ class Summary:
         seconds: wall time.
         read_nbytes: bytes read from the source into memory or copied from it.
         written_nbytes: bytes written.
-        peak_nbytes: largest resident memory of the process.
-        device_nbytes: largest device memory of the process; 0 where none was used.
+        peak_nbytes: largest resident memory of the process, or of one of several.
+        device_nbytes: largest device memory of such a process; 0 where none was used.
         details: the rest of run.json.
     """
 
@@ -42,8 +46,13 @@ class Summary:
     def line(self) -> str:
         """The last line of a command."""
         device = f" (device {gib(self.device_nbytes)})" if self.device_nbytes else ""
+        ranks = self.details.get("ranks")
+        several = ""
+        if ranks:
+            together = gib(sum(ranks["peak_resident_nbytes"]))
+            several = f" in the largest of {ranks['count']} ranks, {together} in all"
         return (
-            f"{self.seconds:.1f} s · peak memory {gib(self.peak_nbytes)}{device} · "
+            f"{self.seconds:.1f} s · peak memory {gib(self.peak_nbytes)}{device}{several} · "
             f"read {self.read_nbytes / 1e9:.2f} GB · wrote {self.written_nbytes / 1e9:.2f} GB"
         )
 
@@ -67,6 +76,12 @@ class Summary:
                     f"{len(changed)} places (listed in reap/run.json)"
                 )
         notes.extend(choice_notes(self.details))
+        idle = self.details.get("ranks", {}).get("tokens", []).count(0)
+        if idle:
+            notes.append(
+                f"{idle} of {self.details['ranks']['count']} ranks had no batch of calibration rows "
+                "to run: smaller --batch-tokens, or fewer ranks"
+            )
         lost = sum(self.details.get("non_finite_outputs", {}).values())
         if lost:
             notes.append(f"{lost} expert outputs were not finite and were left out of the scores")
@@ -86,11 +101,44 @@ class Summary:
 
 
 def summarize(
-    *, seconds: float, read_nbytes: int, written_nbytes: int, details: Mapping[str, Any]
+    *,
+    seconds: float,
+    read_nbytes: int,
+    written_nbytes: int,
+    details: Mapping[str, Any],
+    ranks: Ranks = ALONE,
+    tokens: int = 0,
 ) -> Summary:
-    """A summary as of now."""
-    peaks = peak_resident_nbytes(), peak_device_nbytes()
-    return Summary(seconds, read_nbytes, written_nbytes, *peaks, details)
+    """A summary as of now, of all ranks together.
+
+    Args:
+        seconds: wall time.
+        read_nbytes: bytes that this rank read.
+        written_nbytes: bytes that it wrote.
+        details: the rest of run.json.
+        ranks: the ranks.
+        tokens: calibration tokens that this rank ran.
+    """
+    own = {
+        "tokens": tokens,
+        "read_nbytes": read_nbytes,
+        "written_nbytes": written_nbytes,
+        "peak_resident_nbytes": peak_resident_nbytes(),
+        "peak_device_nbytes": peak_device_nbytes(),
+    }
+    everyone = ranks.share(own)
+    found = {name: [facts[name] for facts in everyone] for name in own}
+    if ranks.size > 1:
+        machines = [len(machine) for machine in ranks.machines]
+        details = {**details, "ranks": {"count": ranks.size, "of_machines": machines, **found}}
+    return Summary(
+        seconds,
+        sum(found["read_nbytes"]),
+        sum(found["written_nbytes"]),
+        max(found["peak_resident_nbytes"]),
+        max(found["peak_device_nbytes"]),
+        details,
+    )
 
 
 def versions() -> dict[str, str]:
@@ -101,20 +149,12 @@ def versions() -> dict[str, str]:
 
 def run_details(ready: Preparation, settings: Mapping[str, Any]) -> dict[str, Any]:
     """The part of run.json that is known before the pass."""
-    corpus = ready.corpus
     return {
         "format_version": 1,
         "versions": versions(),
         "settings": dict(settings),
         "source": source_record(ready.model),
-        "calibration": {
-            "sources": list(corpus.sources),
-            "rows": len(corpus.rows),
-            "tokens": corpus.num_tokens,
-            "sha256": corpus.sha256,
-            "origins": [origin.record() for origin in corpus.origins],
-            "notes": list(corpus.notes),
-        },
+        "calibration": calibration_details(ready.corpus),
         "mtp": ready.mtp.record(ready.model),
         "memory": {
             "budget_nbytes": ready.memory.budget,
@@ -122,6 +162,18 @@ def run_details(ready: Preparation, settings: Mapping[str, Any]) -> dict[str, An
             "expert_slots": ready.memory.expert_slots,
             "hidden_states_in_file": ready.memory.spill,
         },
+    }
+
+
+def calibration_details(corpus: Corpus) -> dict[str, Any]:
+    """What identifies the calibration data."""
+    return {
+        "sources": list(corpus.sources),
+        "rows": len(corpus.rows),
+        "tokens": corpus.num_tokens,
+        "sha256": corpus.sha256,
+        "origins": [origin.record() for origin in corpus.origins],
+        "notes": list(corpus.notes),
     }
 
 

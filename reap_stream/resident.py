@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import resource
 import sys
@@ -34,8 +35,12 @@ def peak_resident_nbytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def available_nbytes() -> int:
-    """Host memory this process may come to use: most of what is free, within its control group."""
+def available_nbytes(sharers: int = 1) -> int:
+    """Host memory this process may come to use: most of what is free, within its control group.
+
+    Args:
+        sharers: processes that divide what is free, this one counted.
+    """
     free = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     meminfo = Path("/proc/meminfo")
     if meminfo.exists():
@@ -46,7 +51,7 @@ def available_nbytes() -> int:
     if limit.exists():
         text = limit.read_text(encoding="ascii").strip()
         free = min(free, int(text)) if text.isdigit() else free
-    return int(free * USABLE_SHARE) + resident_nbytes()
+    return int(free * USABLE_SHARE) // sharers + resident_nbytes()
 
 
 def peak_device_nbytes() -> int:
@@ -60,3 +65,8 @@ def peak_device_nbytes() -> int:
 def gib(nbytes: int) -> str:
     """A number of bytes for people: ``3.25 GiB``."""
     return f"{nbytes / 2**30:.2f} GiB"
+
+
+def enough_gib(nbytes: int) -> str:
+    """As `gib`, but never less than `nbytes`: what is printed can be given as a budget."""
+    return f"{math.ceil(nbytes / 2**30 * 100) / 100:.2f} GiB"

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from reap_stream.download import Download
 from reap_stream.inspection import Inspection, LayerRun, ModelFacts
 from reap_stream.planning import PassPlan, PruningPlan, VariantPlan
 from reap_stream.resident import gib
-from reap_stream.shard_order import Download
 
 _SHOWN_FILES = 4
 
@@ -50,7 +50,7 @@ def plan_text(plan: PruningPlan) -> str:
             "",
             *_pass_lines(plan.calibration),
             f"disk: {_gigabytes(plan.disk_bytes)} free needed for the output",
-            *_download_lines(plan.download),
+            *_download_lines(plan.download, plan.disk_bytes),
             *_warning_lines(plan.variants),
             *(f"note: {note}" for note in plan.notes),
         ]
@@ -96,13 +96,14 @@ def _pass_lines(calibration: PassPlan) -> list[str]:
     ]
 
 
-def _download_lines(download: Download | None) -> list[str]:
+def _download_lines(download: Download | None, written: int) -> list[str]:
     if download is None:
         return []
     whole, peak = _gigabytes(download.bytes), _gigabytes(download.evicted_peak_bytes)
     line = (
         f"download: {whole} of shards, kept in the Hub's cache; with --evict at most {peak} of them "
-        "on the output's disk at a time"
+        f"on the output's disk at a time, {_gigabytes(download.evicted_peak_bytes + written)} with "
+        "the output"
     )
     return [line]
 

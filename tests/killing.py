@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from reap_stream import cli, finishing, pipeline
+from reap_stream import cli, finishing, pipeline, shared_job
 from reap_stream.calibration.activations import HiddenStates
 from reap_stream.checkpoint import job, publish
 from reap_stream.checkpoint.job import Job
@@ -34,6 +34,7 @@ STEPS: list[tuple[Any, str]] = [
     (HiddenStates, "save"),
     (Job, "create"),
     (Job, "discard"),
+    (shared_job, "_check_shared"),
     (pipeline, "save_scores"),
     (finishing, "save_scores"),
     (finishing, "publish"),

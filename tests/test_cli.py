@@ -53,7 +53,9 @@ def test_prune_then_verify(command, tiny, calibration, tmp_path):
 def test_verify_names_the_targets_of_a_directory_of_several(command, tiny, calibration, tmp_path):
     source, output = tiny("glm4_moe"), tmp_path / "pruned"
     arguments = ["--output", output, "--keep", "4,6", *running(calibration)]
-    assert command("prune", source, *arguments)[0] == 0
+    status, out, _ = command("prune", source, *arguments)
+    assert status == 0
+    assert out.startswith(f"{output / 'keep-4'}, {output / 'keep-6'}: ")
     status, _, err = command("verify", output, "--source", source)
     assert status == 2
     assert "keep-4, keep-6" in err

@@ -22,6 +22,7 @@ ALLOWED = {
     "scoring": {"scoring", "checkpoint"},
     "calibration": {"calibration", "checkpoint"},
     "hub": {"hub", "checkpoint"},
+    "ranks": {"ranks", "scoring"},
 }
 # On top of everything else: what whole jobs are made of, used by them and the command line alone.
 TOP = {"batch", "card", "demo", "evaluation", "reporting", "upload"}

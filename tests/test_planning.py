@@ -171,6 +171,7 @@ def test_a_budget_that_is_too_small_is_a_warning_with_the_least(tiny):
     planned = plan(directory, keep="4", memory=1000)
     variant = planned.variants[0]
     assert not planned.calibration.fits
+    assert planned.calibration.memory_budget_bytes == 1000
     assert any(w.startswith("prune would refuse: the memory budget") for w in variant.warnings)
     enough = plan(directory, keep="4", memory=variant.peak_host_bytes + 2**26)
     assert enough.calibration.fits
@@ -204,6 +205,12 @@ def test_few_slots_and_a_file_for_hidden_states_are_said(tiny, monkeypatch):
     # The file, the snapshot, and the snapshot that replaces it.
     hidden = 3 * planned.calibration.hidden_state_bytes
     assert planned.disk_bytes == planned.variants[0].file_bytes + hidden
+
+
+def test_experts_of_one_tensor_are_all_held(tiny):
+    planned = plan(tiny("gpt_oss"), keep="4", memory=2**33)
+    assert planned.calibration.expert_slots == NUM_EXPERTS
+    assert not any("read again" in warning for warning in planned.variants[0].warnings)
 
 
 def test_weights_that_cannot_be_decoded_are_a_warning(tiny, tmp_path):

@@ -2,6 +2,7 @@
 
     .NAME.reap-job/
         lock            held while a process works on the job; its holder's process id inside
+        ranks           held by its further ranks, where it has several
         job.json        settings, fingerprint of the source included; there once the job exists
         journal.jsonl   one line a finished layer, on the disk before the next layer begins
         layers/         scores, a file a layer
@@ -27,7 +28,7 @@ from reap_stream.checkpoint.atomic import write_atomically
 from reap_stream.checkpoint.disk import output_errors
 from reap_stream.checkpoint.files import read_small
 from reap_stream.checkpoint.journal import Journal
-from reap_stream.checkpoint.lock import Lock
+from reap_stream.checkpoint.lock import Lock, check_left
 from reap_stream.checkpoint.publish import is_empty_directory, is_published, remove, restore
 from reap_stream.checkpoint.strict_json import MAX_JSON_NBYTES, parse_object, shown
 from reap_stream.errors import CheckpointError, ResumeError, UsageError
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Self
 
+RANKS_NAME: Final = "ranks"
 _FOLDERS: Final = ("layers", "hidden", "out")
 
 
@@ -64,7 +66,7 @@ def stored_settings(output: Path) -> dict[str, Any] | None:
     Raises:
         ResumeError: they cannot be read.
     """
-    path = _job_directory(output.resolve()) / "job.json"
+    path = job_directory(output.resolve()) / "job.json"
     if not path.is_file():
         return None
     return {key: value for key, value in _read_record(path).items() if key != "version"}
@@ -79,7 +81,7 @@ def check_new_job(output: Path, *, overwrite: bool) -> None:
     """
     output = output.resolve()
     _check_replaceable(output, overwrite=overwrite)
-    directory = _job_directory(output)
+    directory = job_directory(output)
     if (directory / "job.json").exists() and not overwrite:
         raise UsageError(
             f"{directory}: a half-done job for this output: "
@@ -93,7 +95,7 @@ class Job:
     def __init__(self, output: Path, lock: Lock) -> None:
         """Take over a directory that is locked already."""
         self.output = output
-        self.directory = _job_directory(output)
+        self.directory = job_directory(output)
         self._lock = lock
         self._journal = Journal(self.directory / "journal.jsonl")
 
@@ -115,11 +117,12 @@ class Job:
         """
         output = output.resolve()
         _check_replaceable(output, overwrite=overwrite)
-        directory = _job_directory(output)
+        directory = job_directory(output)
         with output_errors(directory):
             directory.mkdir(parents=True, exist_ok=True)
         lock = Lock.acquire(directory / "lock")
         with lock.released_on_error():
+            check_left(directory / RANKS_NAME)
             check_new_job(output, overwrite=overwrite)
             with output_errors(directory):
                 _clear(directory, output)
@@ -145,11 +148,12 @@ class Job:
             UsageError: another process works on it.
         """
         output = output.resolve()
-        directory = _job_directory(output)
+        directory = job_directory(output)
         if not (directory / "job.json").is_file():
             raise ResumeError(f"{output}: no half-done job to resume; leave out --resume")
         lock = Lock.acquire(directory / "lock")
         with lock.released_on_error():
+            check_left(directory / RANKS_NAME)
             _check_settings(directory / "job.json", settings, free_keys)
             job = cls(output, lock)
             if job.is_published and not output.exists():
@@ -208,7 +212,8 @@ class Job:
         self.close()
 
 
-def _job_directory(output: Path) -> Path:
+def job_directory(output: Path) -> Path:
+    """The directory of an output's job; `output` without links."""
     return output.parent / f".{output.name}.reap-job"
 
 

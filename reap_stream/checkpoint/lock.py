@@ -40,6 +40,22 @@ class Lock:
             os.pwrite(descriptor, f"{os.getpid()} on {os.uname().nodename}".encode(), 0)
         return cls(descriptor)
 
+    @classmethod
+    def join(cls, path: Path) -> Lock:
+        """Lock a file that is there together with others that join; see `check_left`.
+
+        Raises:
+            OutputError: the file is not there, or could not be locked.
+        """
+        with output_errors(path):
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+            except OSError:
+                os.close(descriptor)
+                raise
+        return cls(descriptor)
+
     def release(self) -> None:
         """Let go; may be called twice."""
         if self._descriptor is not None:
@@ -54,6 +70,28 @@ class Lock:
         except BaseException:
             self.release()
             raise
+
+
+def check_left(path: Path) -> None:
+    """Refuse to go on while a process that joined in a file's lock is still there.
+
+    Raises:
+        UsageError: there is one: a rank of an earlier run whose first rank ended before it.
+        OutputError: the file could not be opened or locked.
+    """
+    with output_errors(path):
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise UsageError(
+                f"{path.parent}: a rank of an earlier run has not ended yet; wait for it or stop it"
+            ) from error
+        finally:
+            os.close(descriptor)
 
 
 def _open_locked(path: Path) -> int:

@@ -75,6 +75,7 @@ class OutputWriter:
         plan: OutputPlan,
         source: Mapping[str, TensorRef],
         roles: Mapping[str, Role],
+        own: frozenset[str] | None = None,
     ) -> None:
         """Bind a plan to a directory; nothing is touched yet.
 
@@ -83,11 +84,14 @@ class OutputWriter:
             plan: what they hold.
             source: the source's tensors by name.
             roles: as given to `plan_layout`.
+            own: output tensors that this process writes, the others being written by others; None:
+                all. See `division`.
         """
         self.directory = directory
         self.plan = plan
         self._source = source
         self._roles = roles
+        self._own = own
         self._groups = layer_tensors(plan)
         self._origins = origin_tensors(plan)
         self._paths = [directory / shard.filename for shard in plan.shards]
@@ -167,13 +171,14 @@ class OutputWriter:
         kept: Mapping[int, Sequence[int]],
         resident: Callable[[TensorRef], Buffer | None],
     ) -> Written:
-        """Write some tensors of the plan; arguments and errors as for `write_layer`."""
+        """Write some tensors of the plan, others' left out; else as `write_layer`."""
         layers = {out.layer for out in outs if out.layer is not None}
         faults = kept_faults(kept, sorted(layers), self.plan)
         if faults:
             raise OutputError(f"{self.directory}: {faults[0]}")
         written = copied = 0
         batch = Batch(self.directory)
+        outs = [out for out in outs if self._own is None or out.name in self._own]
         for out in outs:
             if out.recipe is not None:
                 continue
