@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from reap_stream.batch import checking, command, running
+from reap_stream.batch import asking, checking, process
 from reap_stream.cli import main
 
 DEFAULTS: dict[str, Any] = {
@@ -16,6 +16,20 @@ DEFAULTS: dict[str, Any] = {
     "batch-tokens": 72,
     "max-shard-size": "40kB",
     "keep": 4,
+}
+
+# What is asked of a job that nothing follows, but for its line.
+QUESTION = {
+    "new": True,
+    "keeps": [],
+    "overwrite": False,
+    "own_report": False,
+    "text": [],
+    "calibration": [],
+    "eval": None,
+    "report": None,
+    "upload": None,
+    "base_model": None,
 }
 
 
@@ -66,7 +80,13 @@ def stay_in_process(monkeypatch: Any) -> None:
     def ask(questions: list[Any], base: Path) -> Any:
         with monkeypatch.context() as patch:
             patch.chdir(base)
-            return json.loads(json.dumps([checking.answer(question) for question in questions]))
+            return json.loads(json.dumps(checking.answer_all(json.loads(json.dumps(questions)))))
 
-    monkeypatch.setattr(running, "run_line", run_line)
-    monkeypatch.setattr(command, "_ask", ask)
+    monkeypatch.setattr(process, "run_line", run_line)
+    monkeypatch.setattr(asking, "ask", ask)
+
+
+def record_of(path: Path, name: str) -> Path:
+    """Where a batch keeps what it remembers of a job."""
+    (found,) = (path.parent / f"{path.stem}.reap-batch" / "records").glob(f"{name}-*.json")
+    return found

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pytest
 
 from reap_stream.cli import main
-from reap_stream.errors import ReadError
-from tests.batches import DEFAULTS, run_batch, states, stay_in_process, write_jobs
+from tests.batches import DEFAULTS, record_of, run_batch, states, stay_in_process, write_jobs
 from tests.engine import prune_to, read_kept
 from tests.test_resume import contents
+from tests.upload_server import accepting, log_in
 
 
 @pytest.fixture
@@ -22,6 +21,14 @@ def defaults(tiny, calibration):
 @pytest.fixture(autouse=True)
 def in_process(monkeypatch):
     stay_in_process(monkeypatch)
+
+
+@pytest.fixture
+def logged_in(monkeypatch, tmp_path):
+    """A Hub that takes uploads, with a client that may."""
+    with accepting() as hub:
+        log_in(monkeypatch, hub.url, tmp_path / "cache")
+        yield hub
 
 
 def shards(directory):
@@ -119,7 +126,7 @@ def test_where_the_first_job_fails_the_next_reads_the_model(defaults, tmp_path):
     assert states(run_batch(path)) == [("a", "done", "compact"), ("b", "skipped", "")]
 
 
-def test_json_and_dry_run(defaults, tmp_path, capsys):
+def test_json_and_dry_run(defaults, tmp_path, capsys, logged_in):
     path = write_jobs(
         tmp_path / "jobs.toml",
         defaults,
@@ -130,24 +137,26 @@ def test_json_and_dry_run(defaults, tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert not (tmp_path / "jobs.reap-batch").exists()
     assert [line.split()[1] for line in lines] == [
-        *("prune", "upload", "upload", "compact", "verify", "upload"),
+        *(str(tmp_path), "prune", "upload", "upload", "compact", "verify", "upload"),
     ]
-    assert "--sparsity=0.25,0.5" in lines[0]
-    assert lines[1] == f"reap-stream upload {tmp_path}/a/keep-6 me/tiny-6 --public"
-    assert f"--scores {tmp_path}/a/keep-6/reap/scores.safetensors" in lines[3]
-    assert lines[5] == f"reap-stream upload {tmp_path}/b me/tiny"
+    assert "--sparsity=0.25,0.5" in lines[1]
+    assert lines[2] == f"reap-stream upload {tmp_path}/a/keep-6 me/tiny-6 --public"
+    assert f"--scores {tmp_path}/a/keep-6/reap/scores.safetensors" in lines[4]
+    assert lines[6] == f"reap-stream upload {tmp_path}/b me/tiny"
     path = write_jobs(tmp_path / "jobs.toml", defaults, {"output": "b"})
     assert main(["batch", str(path), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["format_version"] == 1
     assert [job["state"] for job in found["jobs"]] == ["done"]
-    assert found["jobs"][0]["checkpoints"] == [str(tmp_path / "b")]
+    assert [entry["directory"] for entry in found["jobs"][0]["checkpoints"]] == [
+        str(tmp_path / "b")
+    ]
 
 
 def test_killed_between_the_end_of_a_job_and_its_record(defaults, tmp_path):
     path = write_jobs(tmp_path / "jobs.toml", {**defaults, "overwrite": True}, {"output": "a"})
     run_batch(path)
-    record = tmp_path / "jobs.reap-batch" / "a.json"
+    record = record_of(path, "a")
     document = json.loads(record.read_text(encoding="utf-8"))
     assert document["written"]
     record.write_text(json.dumps({**document, "written": False}), encoding="utf-8")
@@ -181,29 +190,4 @@ def test_a_step_that_was_added_is_done_alone(defaults, tmp_path):
     log = (tmp_path / "jobs.reap-batch" / "a.log").read_text(encoding="utf-8")
     assert log.count("$ reap-stream prune") == 1
     assert log.count("$ reap-stream verify") == 1
-    assert states(run_batch(path)) == [("a", "skipped", "")]
-
-
-def test_a_job_ends_with_upload_and_only_that_is_tried_again(defaults, tmp_path, monkeypatch):
-    uploaded = []
-
-    def upload(arguments):
-        uploaded.append((arguments.directory, arguments.repository, arguments.public))
-        if len(uploaded) == 2:
-            message = "the Hub is away"
-            raise ReadError(message)
-
-    monkeypatch.setattr("reap_stream.commands.upload", upload)
-    job = {"output": "a", "keep": [4, 6], "upload": "me/{model}-{keep}", "verify": True}
-    path = write_jobs(tmp_path / "jobs.toml", {**defaults, "public": True}, job)
-    (failed,) = run_batch(path, code=1)
-    assert (failed["state"], failed["error"]) == ("failed", "exit 1: the Hub is away")
-    (done,) = run_batch(path)
-    assert (done["state"], done["how"]) == ("done", "")
-    base = Path(defaults["model"]).name
-    expected = [(tmp_path / "a" / f"keep-{n}", f"me/{base}-{n}", True) for n in (4, 6, 6)]
-    assert uploaded == expected
-    log = (tmp_path / "jobs.reap-batch" / "a.log").read_text(encoding="utf-8")
-    assert log.count("$ reap-stream prune") == 1
-    assert log.count("$ reap-stream verify") == 2
     assert states(run_batch(path)) == [("a", "skipped", "")]

@@ -1,19 +1,19 @@
-"""What a batch refuses before its first job starts, and how keys become options."""
+"""What a batch refuses before its first job starts."""
 
 from __future__ import annotations
 
-import argparse
 import re
 
 import pytest
 
-from reap_stream.batch import command
+from reap_stream.batch import asking, checking_steps, room
 from reap_stream.batch.jobs_file import read_jobs
-from reap_stream.batch.keys import KEYS, OWN, PASS, WRITING
-from reap_stream.batch.lines import sharing_key, upload_line, verify_line, writing_line
-from reap_stream.cli import build_parser, main
-from reap_stream.errors import UsageError
-from tests.batches import DEFAULTS, stay_in_process, write_jobs
+from reap_stream.batch.lines import writing_line
+from reap_stream.batch.records import Records
+from reap_stream.cli import main
+from reap_stream.errors import CalibrationError, UsageError
+from tests.batches import DEFAULTS, QUESTION, stay_in_process, write_jobs
+from tests.upload_server import accepting, log_in
 
 JOB = '[[job]]\nmodel = "m"\noutput = "o"\ncalibration = "builtin"\nkeep = 4\n'
 
@@ -71,6 +71,21 @@ def path(tmp_path):
         (JOB.replace('"o"', '"m/inner"'), "the model .* are one, or one lies in the other"),
         (JOB.replace('"o"', '"jobs.reap-batch/o"'), "where logs go"),
         (JOB.replace("keep = 4", 'keep = "4,6"\nupload = "me/it"'), r"put \{keep\} into it"),
+        (JOB + "eval = 3\n", "eval is 3, text to evaluate on"),
+        (JOB + "eval = []\n", "text to evaluate on"),
+        (JOB + "eval = {samples = 3}\n", "text to evaluate on"),
+        (JOB + 'eval = {text = "x", best = 3}\n', "job 1: eval: no key 'best': there are batch-to"),
+        (JOB + 'eval = {text = "x", seed = "a"}\n', "eval: seed is 'a', a whole number"),
+        (JOB + "report = 3\n", "report is 3, the name of a page"),
+        (JOB + "upload = true\n", "upload is True, a text, or false"),
+        (JOB + 'revision = "v1"\n', "revision is the branch to upload to, and there is no upload"),
+        (JOB + 'evict = true\nprotect = "super"\n', "evict has deleted"),
+        (JOB + 'base-model = "a/{keep}"\n', "no {keep} here"),
+        (JOB.replace("keep = 4", "keep = [4, 6]\nreport = 'a.html'"), r"report .* put \{keep\}"),
+        (JOB + "report = 'o/page.html'\n", "written as a whole, and .*page.html of job 'o' lies"),
+        (JOB.replace('"builtin"', '"data.txt:5"').replace('"o"', '"."'), "one lies in the other"),
+        (JOB.replace('"builtin"', '["o/held.txt:5"]'), "o is written as a whole, and .*held.txt"),
+        (JOB.replace('"m"', '"m\\u0000"'), "a text is expected"),
         (JOB + "sparsity = 0.5\n", "not allowed with argument"),
         (JOB + 'method = "best"\n', "job 'o': argument --method: invalid choice"),
         (JOB + 'device = "a"\npropagate = "x"\n', "argument --propagate: invalid choice"),
@@ -78,7 +93,9 @@ def path(tmp_path):
 )
 def test_files_that_are_none(text, message, path, capsys):
     path.write_text(text, encoding="utf-8")
-    (path.parent / "m").mkdir()
+    for name in ("m", "o"):
+        (path.parent / name).mkdir()
+    (path.parent / "o" / "held.txt").write_text("text", encoding="utf-8")
     assert main(["batch", str(path)]) == 2
     error = capsys.readouterr().err
     assert re.search(message, error), error
@@ -133,15 +150,59 @@ def test_all_jobs_are_checked_before_the_first_starts(defaults, path, capsys):
     assert not (path.parent / "jobs.reap-batch").exists()
 
 
+def test_two_checkpoints_are_not_published_in_one_place(
+    defaults, path, tmp_path, monkeypatch, capsys
+):
+    with accepting() as hub:
+        log_in(monkeypatch, hub.url, tmp_path / "cache")
+        for key, value in (("upload", "me/tiny-{keep}"), ("report", "page-{keep}.html")):
+            jobs = (
+                {"output": "a"},
+                {"output": "b", "keep": 6},
+                {"output": "{method}", "method": "ean"},
+            )
+            write_jobs(path, {**defaults, key: value}, *jobs)
+            assert main(["batch", str(path), "--dry-run"]) == 2
+            said = capsys.readouterr().err
+            assert re.search(rf"jobs 'a' and 'ean': both have {key} .*-4.*put {{model}}", said)
+            write_jobs(path, {**defaults, key: value}, *jobs[:2])
+            assert main(["batch", str(path), "--dry-run"]) == 0
+        # Branches of one repository are places of their own.
+        defaults |= {"upload": "me/tiny"}
+        write_jobs(path, defaults, {"output": "a"}, {"output": "b", "revision": "b"})
+        assert main(["batch", str(path), "--dry-run"]) == 0
+
+
+def test_data_sets_are_looked_up_once(defaults, path, monkeypatch, capsys):
+    asked = []
+
+    def open_hub_set(spec):
+        asked.append(spec.text)
+        if "nothing" in spec.text:
+            raise CalibrationError(f"{spec.text}: no such data set")
+
+    monkeypatch.setattr(checking_steps, "open_hub_set", open_hub_set)
+    defaults |= {"calibration": "org/texts(train):4", "eval": "org/texts(test):4"}
+    write_jobs(path, defaults, {"output": "a"}, {"output": "b", "eval": "org/nothing(test)"})
+    assert main(["batch", str(path)]) == 2
+    assert "job 'b': org/nothing(test): no such data set" in capsys.readouterr().err
+    assert sorted(asked) == ["org/nothing(test)", "org/texts(test):4", "org/texts(train):4"]
+
+
 def test_room_for_all_outputs_is_checked_together(defaults, path, monkeypatch, capsys):
     write_jobs(path, defaults, {"output": "a"}, {"output": "b", "keep": 6})
-    found = command._checked(read_jobs(path), {"a": "new", "b": "new"})
+    jobs = read_jobs(path)
+    questions = [{**QUESTION, "line": writing_line(job)} for job in jobs]
+    found = asking.ask(questions, path.parent)
+    # Both outputs, and what passes while one of them is made.
     needed = [answer["disk_nbytes"] for answer in found]
-    monkeypatch.setattr(command, "free_nbytes", lambda _: sum(needed) - 1)
+    needed.append(max(answer["passing_nbytes"] for answer in found))
+    assert min(needed) > 0
+    monkeypatch.setattr(room, "free_nbytes", lambda _: sum(needed) - 1)
     assert main(["batch", str(path)]) == 2
     assert "jobs a, b: " in capsys.readouterr().err
     assert not (path.parent / "a").exists()
-    monkeypatch.setattr(command, "free_nbytes", lambda _: sum(needed))
+    monkeypatch.setattr(room, "free_nbytes", lambda _: sum(needed))
     assert main(["batch", str(path)]) == 0
 
 
@@ -153,91 +214,14 @@ def test_two_batches_of_one_file_are_refused(defaults, path, capsys):
     lock = Lock.acquire(path.parent / "jobs.reap-batch" / "lock")
     assert main(["batch", str(path)]) == 2
     lock.release()
-    assert "is working on this" in capsys.readouterr().err
+    assert "is working on this batch" in capsys.readouterr().err
 
 
 def test_a_damaged_record_is_named(defaults, path, capsys):
     write_jobs(path, defaults, {"output": "a"})
-    records = path.parent / "jobs.reap-batch"
-    records.mkdir()
-    for text in ("{", "{}", '{"steps": [], "other": 1}', "[]"):
-        (records / "a.json").write_text(text, encoding="utf-8")
+    record = Records(path.parent / "jobs.reap-batch").path(read_jobs(path)[0])
+    record.parent.mkdir(parents=True)
+    for text in ("{", "{}", '{"steps": [], "keeps": [], "other": 1}', '{"keeps": ["x"]}', "[]"):
+        record.write_text(text, encoding="utf-8")
         assert main(["batch", str(path)]) == 2
-        assert "a.json: is no record of a job" in capsys.readouterr().err
-
-
-def options_of(name):
-    (commands,) = (
-        action
-        for action in build_parser()._actions
-        if isinstance(action, argparse._SubParsersAction)
-    )
-    found = {
-        option for action in commands.choices[name]._actions for option in action.option_strings
-    }
-    return {option.removeprefix("--") for option in found if option.startswith("--")} - {"help"}
-
-
-def test_every_option_of_prune_is_a_key():
-    assert options_of("prune") - {"resume"} == (KEYS.keys() - OWN.keys()) | {"output", "overwrite"}
-    # What is not of the pass can be said to compact as well.
-    assert options_of("compact") == WRITING.keys() | {"scores", "output", "overwrite", "resume"}
-    assert not PASS.keys() & WRITING.keys()
-
-
-def test_keys_become_options(path):
-    path.write_text(
-        """
-        [defaults]
-        sparsity = 0.25
-        seed = 7
-        [[job]]
-        model = "org/Big-MoE@v1"
-        output = "out/{model}"
-        calibration = ["a.jsonl:5", "b.txt"]
-        keep = [96, "120"]
-        pack = true
-        evict = false
-        source-weights = {"a.jsonl:5" = 2, "b.txt" = 0.5}
-        trust-remote-code = true
-        upload = "me/{model}-{keep}"
-        """,
-        encoding="utf-8",
-    )
-    (job,) = read_jobs(path)
-    assert job.name == "out-Big-MoE"
-    line = writing_line(job)
-    arguments = build_parser().parse_args(line)
-    assert arguments.keep == "96,120"
-    assert arguments.sparsity is None
-    assert arguments.calibration == ["a.jsonl:5", "b.txt"]
-    assert arguments.source_weights == "a.jsonl:5=2,b.txt=0.5"
-    assert (arguments.seed, arguments.pack, arguments.evict) == (7, True, False)
-    assert arguments.output == path.parent / "out" / "Big-MoE"
-    for own in (verify_line(job, job.output), upload_line(job, job.output / "keep-96")):
-        build_parser().parse_args(own)
-    assert upload_line(job, job.output / "keep-96")[2] == "me/Big-MoE-96"
-    build_parser().parse_args(writing_line(job, path, resume=True))
-
-
-@pytest.mark.parametrize(
-    ("change", "shared"),
-    [
-        ({"keep": 6}, True),
-        ({"method": "ean"}, True),
-        ({"weights": "fp8"}, True),
-        ({"protect": "super"}, True),
-        ({"seed": 1}, False),
-        ({"mtp": "drop"}, False),
-        ({"samples": 3}, False),
-        ({"calibration": "builtin"}, False),
-        ({"model": "other"}, False),
-        ({"compute-dtype": "bfloat16"}, False),
-        ({"propagate": "pruned"}, False),
-        ({"evict": True}, False),
-    ],
-)
-def test_jobs_share_a_reading_where_their_scores_are_the_same(change, shared, defaults, path):
-    write_jobs(path, defaults, {"output": "a"}, {"output": "b", **change})
-    one, other = map(sharing_key, read_jobs(path))
-    assert (one == other) is shared
+        assert f"{record.name}: is no record of a job" in capsys.readouterr().err

@@ -13,8 +13,8 @@ def add_batch(parser: argparse.ArgumentParser) -> None:
         "jobs",
         type=Path,
         metavar="JOBS.toml",
-        help="a table [defaults] and a [[job]] for each job; keys are the options of prune, and "
-        "paths are relative to the file",
+        help="a table [defaults] and a [[job]] for each job; keys are the options of prune, and what "
+        "follows it: verify, eval, report, card, upload; paths are relative to the file",
     )
     add("--dry-run", action="store_true", help="check all jobs, list their commands, run none")
     add("--fail-fast", action="store_true", help="stop at the first job that fails")

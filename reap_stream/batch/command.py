@@ -3,35 +3,27 @@
 from __future__ import annotations
 
 import argparse
-import json
 import shlex
-import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterator, Sequence
-from itertools import combinations
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
-from reap_stream.batch.jobs_file import Job, read_jobs
-from reap_stream.batch.lines import (
-    SCORES_FILE,
-    sharing_key,
-    upload_line,
-    verify_line,
-    writing_line,
-)
-from reap_stream.batch.records import Records, Status
-from reap_stream.batch.running import Outcome, Runner, safe_environment
-from reap_stream.batch.summary import document, table
-from reap_stream.checkpoint.atomic import write_atomically
-from reap_stream.checkpoint.disk import free_nbytes, on_one_disk, output_errors
+from reap_stream.batch.asking import checked, with_known
+from reap_stream.batch.evaluations import Evaluations
+from reap_stream.batch.job import Job
+from reap_stream.batch.jobs_file import read_jobs
+from reap_stream.batch.lines import SCORES_FILE, companions, eval_line, sharing_key, writing_line
+from reap_stream.batch.outcomes import Board
+from reap_stream.batch.places import check_places
+from reap_stream.batch.process import interrupted_by_signals
+from reap_stream.batch.records import Records
+from reap_stream.batch.running import Runner
+from reap_stream.batch.steps import steps_of
+from reap_stream.batch.summary import Summary
+from reap_stream.checkpoint.disk import output_errors
 from reap_stream.checkpoint.lock import Lock
-from reap_stream.errors import InterruptedRunError, NoRoomError, OutputError, UsageError
-from reap_stream.hub.names import parse_hub_name
-
-Answers = Sequence[dict[str, Any]]
+from reap_stream.errors import InterruptedRunError, OutputError, ReapStreamError, UsageError
 
 
 def batch(arguments: argparse.Namespace) -> None:
@@ -44,42 +36,63 @@ def batch(arguments: argparse.Namespace) -> None:
     """
     jobs = read_jobs(arguments.jobs)
     work = arguments.work or arguments.jobs.absolute().parent / f"{arguments.jobs.stem}.reap-batch"
-    _check_places(jobs, work.absolute())
-    records = Records(work.absolute())
-    statuses = {job.name: records.status(job) for job in jobs}
-    answers = _checked(jobs, statuses)
+    work = work.absolute()
+    check_places(jobs, work)
     if arguments.dry_run:
-        for line in planned_lines(jobs, answers):
-            _say(f"reap-stream {shlex.join(line)}")
+        jobs = _prepared(jobs, Records(work))[0]
+        for line in planned_lines(jobs, Evaluations(work / "evaluations")):
+            _say(line)
         return
+    with interrupted_by_signals(), _locked(work):
+        _run(arguments, jobs, Records(work))
+
+
+@contextmanager
+def _locked(work: Path) -> Iterator[None]:
+    """Keeps other batches out of the directory, which goes again if nothing came to be in it."""
     with output_errors(work):
         work.mkdir(parents=True, exist_ok=True)
-    lock = Lock.acquire(work / "lock")
     try:
-        _run(arguments, jobs, Runner(records, statuses, _tell), records)
+        lock = Lock.acquire(work / "lock")
+    except UsageError as error:
+        said = str(error).partition(" is working on this")[0]
+        raise UsageError(f"{said} is working on this batch: wait for it, or stop it") from error
+    try:
+        yield
     finally:
+        with suppress(OSError):
+            if [path.name for path in work.iterdir()] == ["lock"]:
+                (work / "lock").unlink()
+                work.rmdir()
         lock.release()
 
 
-def _run(
-    arguments: argparse.Namespace, jobs: Sequence[Job], runner: Runner, records: Records
-) -> None:
-    started, outcomes, interrupted = time.monotonic(), list[Outcome](), False
+def _prepared(jobs: Sequence[Job], records: Records) -> tuple[list[Job], Runner]:
+    """The jobs, checked, and what runs them."""
+    evaluations = Evaluations(records.directory / "evaluations")
+    statuses = {job.name: records.status(job) for job in jobs}
+    known = with_known(jobs, records, statuses)
+    found, notes = checked(known, records, statuses, evaluations)
+    for note in notes:
+        _tell(f"note: {note}")
+    return found, Runner(records, statuses, Board(found), evaluations, _tell)
+
+
+def _run(arguments: argparse.Namespace, jobs: Sequence[Job], records: Records) -> None:
+    jobs, runner = _prepared(jobs, records)
+    summary = Summary(runner.board, records, runner.evaluations)
+    runner.board.changed = _quiet(summary.write)
+    runner.board.changed()
+    interrupted = False
     try:
-        for outcome in runner.run_all(jobs, fail_fast=arguments.fail_fast):
-            outcomes.append(outcome)
+        runner.run_all(jobs, fail_fast=arguments.fail_fast)
     except KeyboardInterrupt:
         interrupted = True
-        current, *others = jobs[len(outcomes) :]
-        outcomes += [Outcome(current, "interrupted"), *(Outcome(job, "not run") for job in others)]
-    found = document(outcomes, records.directory, time.monotonic() - started)
-    text = json.dumps(found, indent=2, ensure_ascii=False)
-    raw = f"{text}\n".encode()
-    write_atomically(records.directory / "summary.json", [raw], len(raw))
-    _say(text if arguments.json else table(found))
+    runner.board.close(interrupted=interrupted)
+    _say(summary.text() if arguments.json else summary.table())
     if interrupted:
         raise InterruptedRunError("interrupted. The same command goes on.")
-    failed = [outcome.job.name for outcome in outcomes if outcome.state == "failed"]
+    failed = runner.board.failed
     if failed:
         message = (
             f"{len(failed)} of {len(jobs)} jobs failed: {', '.join(failed)}; logs are in"
@@ -88,113 +101,44 @@ def _run(
         raise OutputError(message)
 
 
-def planned_lines(jobs: Sequence[Job], answers: Answers) -> Iterator[list[str]]:
+def _quiet(write: Callable[[], None]) -> Callable[[], None]:
+    """Writing a summary that is no reason to end a job if the disk refuses; it is said once."""
+    said = set[str]()
+
+    def attempt() -> None:
+        try:
+            write()
+        except ReapStreamError as error:
+            if not said:
+                _tell(f"note: the summary could not be written: {error}")
+            said.add(str(error))
+
+    return attempt
+
+
+def planned_lines(jobs: Sequence[Job], evaluations: Evaluations) -> Iterator[str]:
     """The commands of all jobs, if every one of them succeeds and none was begun."""
+    if jobs[0].base != Path.cwd():
+        yield shlex.join(("cd", str(jobs[0].base)))
     leaders: dict[object, Path] = {}
-    for job, answer in zip(jobs, answers, strict=True):
-        directories = [job.output]
-        if job.has_targets:
-            directories = [job.output / f"keep-{keep}" for keep in answer["keeps"]]
-        key = sharing_key(job)
-        yield writing_line(job, leaders.get(key))
-        if key is not None:
-            leaders.setdefault(key, directories[0] / SCORES_FILE)
-        for directory in directories:
-            if job.verify:
-                yield verify_line(job, directory)
-            if job.upload is not None:
-                yield upload_line(job, directory)
-
-
-def _check_places(jobs: Sequence[Job], work: Path) -> None:
-    """Refuses outputs that are one another's, or touch a source or the batch's own directory."""
-    for one, other in combinations(jobs, 2):
-        if _touch(one.output, other.output):
-            raise UsageError(
-                f"jobs {one.name!r} and {other.name!r}: their outputs {one.output} and"
-                f" {other.output} are one, or one lies in the other"
-            )
     for job in jobs:
-        for other in jobs:
-            source = job.base / other.model
-            if parse_hub_name(other.model) is None and _touch(job.output, source):
-                raise UsageError(
-                    f"job {job.name!r}: its output {job.output} and the model {source} are one, or"
-                    " one lies in the other"
-                )
-        if _touch(job.output, work):
-            raise UsageError(
-                f"job {job.name!r}: its output {job.output} and {work}, where logs go, are one, or"
-                " one lies in the other; give another --work"
-            )
+        key = sharing_key(job)
+        yield _shown(writing_line(job, leaders.get(key)))
+        if key is not None:
+            leaders.setdefault(key, job.directories[0] / SCORES_FILE)
+        yield from (_shown(s.line) for s in steps_of(job, evaluations) if s.kind == "verify")
+        together = companions(job, jobs)
+        if together[-1] is not job:
+            continue
+        if job.evaluation:
+            yield _shown(eval_line(together, evaluations.scratch))
+        for other in together:
+            steps = steps_of(other, evaluations)
+            yield from (_shown(s.line) for s in steps if s.kind not in ("verify", "eval"))
 
 
-def _touch(one: Path, other: Path) -> bool:
-    one, other = one.resolve(), other.resolve()
-    return one.is_relative_to(other) or other.is_relative_to(one)
-
-
-def _checked(jobs: Sequence[Job], statuses: dict[str, Status]) -> Answers:
-    """What is planned of each job.
-
-    Raises:
-        UsageError: some cannot be run; the message has them all.
-        NoRoomError: the disk has no room for all.
-    """
-    # What is done needs no check: its model may be gone by now.
-    open_jobs = [job for job in jobs if statuses[job.name] != "done"]
-    asked = [{"line": writing_line(job), "new": statuses[job.name] == "new"} for job in open_jobs]
-    found = dict(zip((job.name for job in open_jobs), _ask(asked, jobs[0].base), strict=True))
-    errors = [
-        f"job {name!r}: {answer['error']}" for name, answer in found.items() if "error" in answer
-    ]
-    if errors:
-        raise UsageError("\n  ".join(["no job was started:", *errors]))
-    _check_room([job for job in open_jobs if statuses[job.name] == "new"], found)
-    return [found.get(job.name, {"keeps": _kept(job)}) for job in jobs]
-
-
-def _kept(job: Job) -> list[int]:
-    """The targets of a job that is done."""
-    names = [path.name for path in job.directories()] if job.has_targets else []
-    return [int(name.removeprefix("keep-")) for name in names]
-
-
-def _ask(questions: Sequence[dict[str, Any]], base: Path) -> Answers:
-    """Answers of `reap_stream.batch.checking`, which has what it imports to itself."""
-    if not questions:
-        return []
-    with tempfile.TemporaryDirectory() as scratch:
-        path = Path(scratch) / "answers.json"
-        done = subprocess.run(
-            [sys.executable, "-m", "reap_stream.batch.checking", str(path)],
-            input=json.dumps(questions),
-            cwd=base,
-            env=safe_environment(),
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        if done.returncode != 0:
-            raise OutputError(f"the jobs could not be checked: {done.stderr.strip()[-2000:]}")
-        answers: Answers = json.loads(path.read_text(encoding="utf-8"))
-    return answers
-
-
-def _check_room(jobs: Sequence[Job], found: dict[str, dict[str, Any]]) -> None:
-    """Refuses a batch whose outputs, all of them, have no room on their disks."""
-    left = list(jobs)
-    while left:
-        here = [job for job in left if on_one_disk(job.output, left[0].output)]
-        left = [job for job in left if job not in here]
-        needed = sum(found[job.name]["disk_nbytes"] for job in here)
-        free = free_nbytes(here[0].output)
-        if needed > free:
-            names = ", ".join(job.name for job in here)
-            raise NoRoomError(
-                f"jobs {names}: {needed / 1e9:.2f} GB are needed, {free / 1e9:.2f} GB are free at"
-                f" {here[0].output.parent}: make room, or divide the jobs"
-            )
+def _shown(line: Sequence[str]) -> str:
+    return f"reap-stream {shlex.join(line)}"
 
 
 def _tell(text: str) -> None:

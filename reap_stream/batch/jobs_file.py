@@ -2,15 +2,25 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
 from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
-from reap_stream.batch.keys import PASS, WRITING, Values, base_name, read_value
+from reap_stream.batch.job import Job
+from reap_stream.batch.keys import (
+    EVALUATING,
+    PASS,
+    UPLOADING,
+    WRITING,
+    Values,
+    base_name,
+    read_value,
+)
 from reap_stream.checkpoint.files import read_small
 from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import CheckpointError, UsageError
@@ -24,51 +34,7 @@ _MAX_NBYTES: Final = 10_000_000
 _MULTIPLIED: Final = ("model", "method")
 _TARGETS: Final = ("sparsity", "keep")
 _PLACE: Final = re.compile(r"\{([^{}]*)\}")
-_TARGET: Final = re.compile(r"keep-([0-9]{1,9})")
 _UNFIT: Final = re.compile(r"[^A-Za-z0-9._-]+")
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One pruning and what follows it.
-
-    Attributes:
-        name: names its log; unlike that of any other job.
-        model: directory, relative to `base`, or id on the Hub.
-        output: absolute path of the pruned checkpoint, or of one for each target.
-        options: options of prune without dashes, and their values.
-        base: directory that relative paths start from.
-        overwrite: replace an output that is there.
-        verify: compare the result with the source.
-        upload: repository to upload to; may hold ``{keep}``; None: nothing is uploaded.
-        public: everyone may see it there.
-    """
-
-    name: str
-    model: str
-    output: Path
-    options: Mapping[str, Values]
-    base: Path
-    overwrite: bool = False
-    verify: bool = False
-    upload: str | None = None
-    public: bool = False
-
-    @property
-    def has_targets(self) -> bool:
-        """Whether there are several, each in a directory of its own."""
-        return any("," in value for key in _TARGETS for value in self.options.get(key, ()))
-
-    def option(self, key: str, default: str = "") -> str:
-        """The value of an option that is given once at most."""
-        return next(iter(self.options.get(key, ())), default)
-
-    def directories(self) -> list[Path]:
-        """The checkpoints that were written."""
-        if not self.has_targets:
-            return [self.output]
-        found = {_TARGET.fullmatch(path.name): path for path in self.output.glob("keep-*")}
-        return [path for _, path in sorted((int(m[1]), path) for m, path in found.items() if m)]
 
 
 def read_jobs(path: Path) -> list[Job]:
@@ -120,10 +86,66 @@ def _jobs(
         given = dict(zip(_MULTIPLIED, chosen, strict=True))
         values = {key: value for key, value in {**merged, **given}.items() if value is not None}
         found = {key: read_value(key, value, where) for key, value in values.items()}
-        yield _job(path, found, where)
+        yield _job(path, found, _evaluation(values, found, where), where)
 
 
-def _job(path: Path, found: Mapping[str, Values], where: str) -> Job:
+def _evaluation(
+    values: Mapping[str, Any], found: Mapping[str, Values], where: str
+) -> dict[str, Values]:
+    """The options of `eval`: those of its table, and for the rest those of the job."""
+    if not found.get("eval"):
+        return {}
+    table = values["eval"] if isinstance(values["eval"], dict) else {"text": values["eval"]}
+    own = {
+        key: read_value(key, value, f"{where}: eval", EVALUATING) for key, value in table.items()
+    }
+    return {key: own[key] if key in own else found.get(key, ()) for key in EVALUATING}
+
+
+def _job(
+    path: Path, found: Mapping[str, Values], evaluation: Mapping[str, Values], where: str
+) -> Job:
+    _check_present(found, where)
+    base, model = path.absolute().parent, found["model"][0]
+    method = next(iter(found.get("method", ())), "reap")
+    places = {"model": base_name(model), "method": method}
+    later = {**places, "keep": "{keep}"}
+
+    def text(key: str, known: Mapping[str, str]) -> str | None:
+        return _filled(found[key][0], known, where) if found.get(key) else None
+
+    output = text("output", places) or ""
+    name = _UNFIT.sub("-", text("name", places) or output).strip("-.") or "job"
+    job = Job(
+        name,
+        # Commands run in `base`; what is a path there must not be looked for elsewhere.
+        str(base / model) if os.path.lexists(base / model) else model,
+        base / output,
+        {key: values for key, values in found.items() if key in {**PASS, **WRITING} and values},
+        base,
+        overwrite=bool(found.get("overwrite")),
+        verify=bool(found.get("verify")),
+        evaluation=evaluation,
+        base_model=text("base-model", places),
+        upload=text("upload", later),
+        upload_options={key: found[key] for key in UPLOADING if found.get(key)},
+    )
+    page = _default_page(job) if found.get("report") == ("",) else text("report", later)
+    wants_card = bool(evaluation) or job.base_model is not None
+    job = replace(
+        job,
+        report=None if page is None else base / page,
+        card=bool(found["card"]) if "card" in found else wants_card,
+    )
+    _check_steps(job, where)
+    return job
+
+
+def _default_page(job: Job) -> str:
+    return f"{job.output}-keep-{{keep}}.html" if job.has_targets else f"{job.output}.html"
+
+
+def _check_present(found: Mapping[str, Values], where: str) -> None:
     for key in ("model", "output", "calibration"):
         if not found.get(key):
             raise UsageError(f"{where}: {key} is missing")
@@ -132,25 +154,24 @@ def _job(path: Path, found: Mapping[str, Values], where: str) -> Job:
     model = found["model"][0]
     if model.startswith("-"):
         raise UsageError(f"{where}: model {shown(model)} looks like an option")
-    places = {"model": base_name(model), "method": next(iter(found.get("method", ())), "reap")}
-    base = path.absolute().parent
-    output = _filled(found["output"][0], places, where)
-    name = _filled(found["name"][0], places, where) if "name" in found else output
-    upload = found.get("upload")
-    job = Job(
-        _UNFIT.sub("-", name).strip("-.") or "job",
-        model,
-        base / output,
-        {key: values for key, values in found.items() if key in {**PASS, **WRITING} and values},
-        base,
-        overwrite=bool(found.get("overwrite")),
-        verify=bool(found.get("verify")),
-        upload=None if upload is None else _filled(upload[0], {**places, "keep": "{keep}"}, where),
-        public=bool(found.get("public")),
-    )
-    if job.upload is not None and job.has_targets and "{keep}" not in job.upload:
-        raise UsageError(f"{where}: upload {job.upload!r} of several targets: put {{keep}} into it")
-    return job
+
+
+def _check_steps(job: Job, where: str) -> None:
+    """Refuses steps that could not be done after the writing."""
+    for key, value in (("upload", job.upload), ("report", job.report)):
+        if value is not None and job.has_targets and "{keep}" not in str(value):
+            text = f"{where}: {key} {str(value)!r} of several targets: put {{keep}} into it"
+            raise UsageError(text)
+    if job.upload is None and (job.upload_options or {}).get("revision"):
+        raise UsageError(
+            f"{where}: revision is the branch to upload to, and there is no upload; of a model on"
+            ' the Hub it is said so: model = "org/name@revision"'
+        )
+    if job.options.get("evict") and job.option("protect", "none") != "none":
+        raise UsageError(
+            f"{where}: protect chooses experts when all layers are scored, and evict has deleted"
+            " them by then: leave out one of them"
+        )
 
 
 def _filled(text: str, places: Mapping[str, str], where: str) -> str:

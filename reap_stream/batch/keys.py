@@ -15,7 +15,8 @@ Values = tuple[str, ...]
 
 
 def _text(value: Any) -> Values | None:
-    return (value,) if isinstance(value, str) and value else None
+    # No argument of a command can hold a null.
+    return (value,) if isinstance(value, str) and value and "\0" not in value else None
 
 
 def _count(value: Any) -> Values | None:
@@ -37,9 +38,9 @@ def _flag(value: Any) -> Values | None:
 
 
 def _texts(value: Any) -> Values | None:
-    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        return tuple(value)
-    return _text(value)
+    parts = [_text(part) for part in value] if isinstance(value, list) else [_text(value)]
+    texts = [part[0] for part in parts if part]
+    return tuple(texts) if texts and len(texts) == len(parts) else None
 
 
 def _targets(value: Any) -> Values | None:
@@ -57,6 +58,21 @@ def _weights(value: Any) -> Values | None:
     return (",".join(f"{label}={weight[0]}" for label, weight in entries if weight),)
 
 
+def _text_or_none(value: Any) -> Values | None:
+    return () if value is False else _text(value)
+
+
+def _page(value: Any) -> Values | None:
+    return _flag(value) if type(value) is bool else _text(value)
+
+
+def _evaluation(value: Any) -> Values | None:
+    """SPECs of text; those of a table are read by themselves, with its other options."""
+    if isinstance(value, dict):
+        return _texts(value.get("text"))
+    return () if value is False else _texts(value)
+
+
 _Kind = tuple[str, Callable[[Any], Values | None]]
 _TEXT: Final[_Kind] = ("a text", _text)
 _COUNT: Final[_Kind] = ("a whole number", _count)
@@ -65,6 +81,9 @@ _NBYTES: Final[_Kind] = ('a size such as "8GiB"', _nbytes)
 _FLAG: Final[_Kind] = ("true or false", _flag)
 _TEXTS: Final[_Kind] = ("a text or a list of texts", _texts)
 _TARGETS: Final[_Kind] = ("a number, or a list of numbers", _targets)
+_TEXT_OR_NONE: Final[_Kind] = ("a text, or false,", _text_or_none)
+_PAGE: Final[_Kind] = ("the name of a page, true or false", _page)
+_EVAL: Final[_Kind] = ("text to evaluate on: SPECs, or a table with `text`, or false,", _evaluation)
 _WEIGHTS: Final[_Kind] = ("a table of numbers by source, or a text", _weights)
 
 # Options of how the model is run: where they are the same, so are the scores.
@@ -79,7 +98,6 @@ PASS: Final[Mapping[str, _Kind]] = {
     "compute-dtype": _TEXT,
     "memory": _NBYTES,
     "propagate": _TEXT,
-    "evict": _FLAG,
 }
 # Options of what is chosen and written, which `compact` has as well.
 WRITING: Final[Mapping[str, _Kind]] = {
@@ -95,6 +113,13 @@ WRITING: Final[Mapping[str, _Kind]] = {
     "mtp": _TEXT,
     "snapshot-minutes": _NUMBER,
     "trust-remote-code": _FLAG,
+    "evict": _FLAG,
+}
+# Options of `upload`.
+UPLOADING: Final[Mapping[str, _Kind]] = {
+    "public": _FLAG,
+    "revision": _TEXT,
+    "commit-message": _TEXT,
 }
 # What is no option of prune.
 OWN: Final[Mapping[str, _Kind]] = {
@@ -103,28 +128,42 @@ OWN: Final[Mapping[str, _Kind]] = {
     "output": _TEXT,
     "overwrite": _FLAG,
     "verify": _FLAG,
-    "upload": _TEXT,
-    "public": _FLAG,
+    "eval": _EVAL,
+    "report": _PAGE,
+    "card": _FLAG,
+    "base-model": _TEXT,
+    "upload": _TEXT_OR_NONE,
+    **UPLOADING,
 }
 KEYS: Final[Mapping[str, _Kind]] = {**OWN, **PASS, **WRITING}
+# Options of `eval`; but for the text, those of the job where the table does not have them.
+EVALUATING: Final[Mapping[str, _Kind]] = {
+    "text": _TEXTS,
+    **{key: kind for key, kind in PASS.items() if key not in ("calibration", "propagate")},
+    "seed": _COUNT,
+    "evict": _FLAG,
+}
 
 
-def read_value(key: str, value: Any, where: str) -> Values:
+def read_value(
+    key: str, value: Any, where: str, keys: Mapping[str, _Kind] = KEYS
+) -> Values:  # fmt: skip
     """The values of a key as the command line has them.
 
     Args:
         key: the key.
         value: as TOML has it.
         where: names the table, for messages.
+        keys: those that the table may have.
 
     Raises:
         UsageError: no such key, or a value of another kind.
     """
-    if key not in KEYS:
-        near = difflib.get_close_matches(key.replace("_", "-"), KEYS, n=1)
-        hint = f"; did you mean {near[0]}?" if near else f": there are {', '.join(sorted(KEYS))}"
+    if key not in keys:
+        near = difflib.get_close_matches(key.replace("_", "-"), keys, n=1)
+        hint = f"; did you mean {near[0]}?" if near else f": there are {', '.join(sorted(keys))}"
         raise UsageError(f"{where}: no key {shown(key)}{hint}")
-    kind, read = KEYS[key]
+    kind, read = keys[key]
     found = read(value)
     if found is None:
         raise UsageError(f"{where}: {key} is {shown(value)}, {kind} is expected")

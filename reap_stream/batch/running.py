@@ -1,125 +1,129 @@
-"""Runs one job after another, each command in a process of its own, with a log for each job."""
+"""Runs one job after another, each command in a process of its own, with a log for each job.
+
+A job that is evaluated together with others waits, written, until the last of these is written too.
+"""
 
 from __future__ import annotations
 
-import os
-import shlex
-import signal
-import subprocess
-import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Any, Final, Literal
 
-from reap_stream.batch.jobs_file import Job
-from reap_stream.batch.lines import (
-    scores_of,
-    sharing_key,
-    upload_line,
-    verify_line,
-    writing_line,
-)
-from reap_stream.batch.records import Records, Status, new_record
-
-State = Literal["done", "skipped", "failed", "interrupted", "not run"]
-_PATIENCE_SECONDS: Final = 60.0
+from reap_stream.batch import process
+from reap_stream.batch.evaluations import Evaluations
+from reap_stream.batch.job import Job
+from reap_stream.batch.lines import companions, eval_line, scores_of, sharing_key, writing_line
+from reap_stream.batch.outcomes import Board
+from reap_stream.batch.records import Record, Records, Status, new_record
+from reap_stream.batch.steps import Step, pending, with_mark
+from reap_stream.batch.waiting import wait_for_job
+from reap_stream.checkpoint.disk import output_errors
+from reap_stream.errors import ReapStreamError, UsageError
 
 
 @dataclass(frozen=True, slots=True)
-class Outcome:
-    """What became of a job.
-
-    Attributes:
-        job: the job.
-        state: ``done``, ``skipped`` where an earlier start had done it, ``failed``, ``interrupted``
-            or ``not run``.
-        how: ``prune`` or ``compact``; empty where it was not run.
-        seconds: wall time.
-        exit_code: of its last command; None: none was run.
-        error: what it said at its end, where it failed.
-    """
-
-    job: Job
-    state: State
-    how: str = ""
-    seconds: float = 0.0
-    exit_code: int | None = None
-    error: str = ""
-
-
 class Runner:
     """Runs jobs.
 
-    Args:
+    Attributes:
         records: what is remembered of them, and where logs go.
         statuses: how the writing of each job stands, by name.
+        board: is told what becomes of them.
+        evaluations: where what is found of them goes.
         say: tells people what happens.
     """
 
-    def __init__(
-        self, records: Records, statuses: dict[str, Status], say: Callable[[str], None]
-    ) -> None:
-        self._records = records
-        self._statuses = statuses
-        self._say = say
+    records: Records
+    statuses: Mapping[str, Status]
+    board: Board
+    evaluations: Evaluations
+    say: Callable[[str], None]
 
-    def run_all(self, jobs: Sequence[Job], *, fail_fast: bool) -> Iterator[Outcome]:
+    def run_all(self, jobs: Sequence[Job], *, fail_fast: bool) -> None:
         """Runs all jobs in their order.
 
         Args:
-            jobs: the jobs, checked.
+            jobs: the jobs, checked; their targets are known.
             fail_fast: stop at the first that fails.
         """
-        for number, job in enumerate(jobs):
-            place = f"[{number + 1}/{len(jobs)}] {job.name}"
-            outcome = self._run(job, jobs, place)
-            why = f": {outcome.error}" if outcome.error else ""
-            self._say(f"{place}: {outcome.state}{why}")
-            yield outcome
-            if fail_fast and outcome.state == "failed":
-                yield from (Outcome(other, "not run") for other in jobs[number + 1 :])
+        for job in jobs:
+            with self._failing(job):
+                self._write(job, jobs)
+            if fail_fast and self.board.failed:
+                return
+            together = companions(job, jobs)
+            if together[-1] is not job:
+                if self.board.is_open(job):
+                    self.board.set(job, state="waiting")
+                continue
+            self._evaluate([other for other in together if self.board.is_open(other)])
+            for other in together:
+                if self.board.is_open(other) and not (fail_fast and self.board.failed):
+                    with self._failing(other):
+                        self._finish(other)
+            if fail_fast and self.board.failed:
                 return
 
-    def log(self, job: Job) -> Path:
-        """Where what a job prints goes."""
-        return self._records.directory / f"{job.name}.log"
+    @contextmanager
+    def _failing(self, job: Job) -> Iterator[None]:
+        """What goes wrong is this job's failure, and no one else's."""
+        try:
+            yield
+        except (ReapStreamError, OSError) as error:
+            outcome = self.board.set(job, state="failed", error=str(error))
+            self._tell(job, f"{outcome.said}: {error}")
 
-    def _run(self, job: Job, jobs: Sequence[Job], place: str) -> Outcome:
-        started, outcome = time.monotonic(), Outcome(job, "skipped")
-        for step, line in self._steps(job, jobs):
-            self._say(f"{place}: {step}")
-            code = run_line(line, job.base, self.log(job))
-            how = line[0] if line[0] in ("prune", "compact") else outcome.how
-            outcome = replace(outcome, state="done", how=how, exit_code=code)
-            if code != 0:
-                error = f"exit {code}: {_last_words(self.log(job))}"
-                outcome = replace(outcome, state="failed", error=error)
-                break
-        return replace(outcome, seconds=time.monotonic() - started)
+    def _tell(self, job: Job, text: str) -> None:
+        names = [outcome.job.name for outcome in self.board]
+        self.say(f"[{names.index(job.name) + 1}/{len(names)}] {job.name}: {text}")
 
-    def _steps(self, job: Job, jobs: Sequence[Job]) -> Iterator[tuple[str, list[str]]]:
-        """What is still to be done, each with its command; asked for the next, it was."""
-        record = self._records.read(job)
-        status = self._statuses[job.name]
-        if status != "done" or record is None:
-            if status == "new" or record is None:
-                scores = self._shared_scores(job, jobs)
-                record = self._records.write(job, new_record(job, scores))
+    def _write(self, job: Job, jobs: Sequence[Job]) -> None:
+        """Writes the checkpoints, and compares them."""
+        record = self.records.read(job)
+        if self.statuses[job.name] != "done" or record is None:
+            self._write_checkpoints(job, jobs, record)
+        if record is None or not record.written or self.statuses[job.name] != "done":
+            self.records.change(job, written=True)
+        self.board.set(job, written=True)
+        for step in self._pending(job):
+            if step.kind == "verify":
+                self._do(job, step)
+
+    def _write_checkpoints(self, job: Job, jobs: Sequence[Job], record: Record | None) -> None:
+        if record is not None and self.statuses[job.name] == "resume":
+            wait_for_job(job.output, lambda text: self._tell(job, text))
             scores = None if record.scores is None else Path(record.scores)
-            line = writing_line(job, scores, resume=status == "resume")
-            yield f"{line[0]} → {job.output}", line
-        if not record.written:
-            record = self._records.write(job, replace(record, written=True))
-        for directory in job.directories():
-            for line in _after(job, directory):
-                step = f"{line[0]} {line[2] if line[0] == 'upload' else directory.name}"
-                if step not in record.steps:
-                    yield step, line
-                    record = self._records.add_step(job, record, step)
+            if scores is None or scores.is_file():
+                self.records.change(job, failed=False)
+                line = writing_line(job, scores, resume=True)
+                code = self._run([job], line[0], f"{line[0]} → {job.output}, resumed", line)
+                # What cannot be resumed is replaced where that was asked for.
+                if code != UsageError.exit_code or not job.overwrite:
+                    self._check_written(job, code)
+                    return
+        scores = self._shared_scores(job, jobs)
+        code = self._begin(job, scores)
+        if scores is not None and code == UsageError.exit_code:
+            # The model may be another one than when the scores were taken.
+            code = self._begin(job, None)
+        self._check_written(job, code)
+
+    def _begin(self, job: Job, scores: Path | None) -> int:
+        """Writes a job's checkpoints from the start; the exit status."""
+        self.records.write(job, new_record(job, scores))
+        line = writing_line(job, scores)
+        if self.statuses[job.name] == "resume" and not (job.overwrite or job.output.exists()):
+            # Nothing lies there but a half-done job whose scores are gone.
+            line.append("--overwrite")
+        return self._run([job], line[0], f"{line[0]} → {job.output}", line)
+
+    def _check_written(self, job: Job, code: int) -> None:
+        if code != 0:
+            # What lies at its output from now on is another's.
+            self.records.change(job, failed=True)
+        self._check(job, code)
 
     def _shared_scores(self, job: Job, jobs: Sequence[Job]) -> Path | None:
         """Scores of a finished job that has its reading in common with this one."""
@@ -128,95 +132,94 @@ class Runner:
             return None
         for other in jobs:
             if other is not job and sharing_key(other) == key and self._is_written(other):
-                return scores_of(other)
+                scores = scores_of(other)
+                if scores is not None:
+                    return scores
         return None
 
     def _is_written(self, job: Job) -> bool:
-        record = self._records.read(job)
-        return record is not None and record.written and self._records.status(job) == "done"
+        return self.board[job].written or self.statuses[job.name] == "done"
+
+    def _evaluate(self, jobs: Sequence[Job]) -> None:
+        """Evaluates checkpoints together; where that fails, those of each job by themselves."""
+        todo = [job for job in jobs if any(step.kind == "eval" for step in self._pending(job))]
+        if len(todo) > 1:
+            try:
+                self._evaluate_together(todo)
+            except (ReapStreamError, OSError) as error:
+                self.say(f"evaluating {', '.join(job.name for job in todo)} together: {error}")
+            else:
+                return
+        for job in todo:
+            with self._failing(job):
+                self._evaluate_together([job])
+
+    def _evaluate_together(self, jobs: Sequence[Job]) -> None:
+        self.evaluations.begin()
+        first, *others = jobs
+        for job in others:
+            with self._log(job).open("a", encoding="utf-8") as log:
+                log.write(f"evaluated together with {first.name}: see {self._log(first).name}\n")
+        names = ", ".join(job.name for job in others)
+        line = eval_line(jobs, self.evaluations.scratch)
+        text = f"eval together with {names}" if others else "eval"
+        self._check(first, self._run(jobs, "eval", text, line))
+        self.evaluations.divide(jobs)
+        for job in jobs:
+            for step in self._pending(job):
+                if step.kind == "eval":
+                    self._note(job, step)
+            self.board.set(job, state="waiting")
+
+    def _finish(self, job: Job) -> None:
+        """Does what is left to do with a job's checkpoints."""
+        for step in self._pending(job):
+            if step.kind == "report":
+                page = Path(step.detail)
+                with output_errors(page):
+                    page.parent.mkdir(parents=True, exist_ok=True)
+                self.records.change(job, report=str(job.report))
+            self._do(job, step)
+        idle = not self.board[job].step
+        self._tell(job, self.board.set(job, state="skipped" if idle else "done").said)
+
+    def _pending(self, job: Job) -> list[Step]:
+        record = self.records.read(job)
+        return pending(job, () if record is None else record.steps, self.evaluations)
+
+    def _do(self, job: Job, step: Step) -> None:
+        where = step.line[2] if step.kind == "upload" else step.directory.name
+        self._check(job, self._run([job], step.kind, f"{step.kind} {where}", step.line))
+        self._note(job, step)
+
+    def _note(self, job: Job, step: Step) -> None:
+        record = self.records.read(job)
+        marks = () if record is None else record.steps
+        self.records.change(job, steps=with_mark(marks, step))
+
+    def _log(self, job: Job) -> Path:
+        return self.records.directory / f"{job.name}.log"
+
+    def _run(self, jobs: Sequence[Job], step: str, text: str, line: Sequence[str]) -> int:
+        """Runs a command, which goes into the log of the first of its jobs; its exit status."""
+        how = {"how": step} if step in ("prune", "compact") else {}
+        for job in jobs:
+            self.board.set(job, state="running", step=step, **how)
+        self._tell(jobs[0], text)
+        started = time.monotonic()
+        code = process.run_line(line, jobs[0].base, self._log(jobs[0]))
+        seconds = (time.monotonic() - started) / len(jobs)
+        for job in jobs:
+            record = self.records.read(job)
+            before = 0.0 if record is None else record.seconds
+            self.records.change(job, seconds=before + seconds)
+            self.board.set(job, exit_code=code)
+        return code
+
+    def _check(self, job: Job, code: int) -> None:
+        if code != 0:
+            raise _CommandError(process.why_failed(code, self._log(job)))
 
 
-def _after(job: Job, directory: Path) -> Iterator[list[str]]:
-    if job.verify:
-        yield verify_line(job, directory)
-    if job.upload is not None:
-        yield upload_line(job, directory)
-
-
-def run_line(line: Sequence[str], base: Path, log: Path) -> int:
-    """Runs one command to its end.
-
-    Args:
-        line: its arguments.
-        base: directory that it runs in.
-        log: file that gets what it prints, behind what is there.
-
-    Returns:
-        Its exit status, negative where a signal ended it.
-
-    Raises:
-        KeyboardInterrupt: this process was told to end; so was the command.
-    """
-    with log.open("ab") as stream, _interrupted_by_signals():
-        stream.write(f"$ reap-stream {shlex.join(line)}\n".encode())
-        stream.flush()
-        process = subprocess.Popen(
-            [sys.executable, "-m", "reap_stream.batch.child", str(os.getpid()), *line],
-            cwd=base,
-            stdin=subprocess.DEVNULL,
-            stdout=stream,
-            stderr=subprocess.STDOUT,
-            env=safe_environment(),
-            # Else a Ctrl-C reaches it twice: from the terminal, and from here.
-            start_new_session=True,
-        )
-        try:
-            return process.wait()
-        except BaseException:
-            _end(process)
-            raise
-
-
-def safe_environment() -> dict[str, str]:
-    """The environment, in which modules in the working directory are not imported."""
-    return {**os.environ, "PYTHONSAFEPATH": "1"}
-
-
-def _end(process: subprocess.Popen[bytes]) -> None:
-    """Lets a command tidy up, and kills it if it does not."""
-    process.send_signal(signal.SIGINT)
-    try:
-        process.wait(_PATIENCE_SECONDS)
-    except (subprocess.TimeoutExpired, KeyboardInterrupt):
-        process.kill()
-        process.wait()
-
-
-@contextmanager
-def _interrupted_by_signals() -> Iterator[None]:
-    """Has what ends a process quietly interrupt it instead, unless it is told to ignore it."""
-
-    def interrupt(_number: int, _frame: FrameType | None) -> None:
-        raise KeyboardInterrupt
-
-    before: dict[int, Any] = {
-        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGHUP)
-    }
-    for number, handler in before.items():
-        if handler == signal.SIG_DFL:
-            signal.signal(number, interrupt)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-def _last_words(log: Path) -> str:
-    """The last line that a command said, without the program's name."""
-    with log.open("rb") as stream:
-        stream.seek(max(0, log.stat().st_size - 10_000))
-        lines = stream.read().decode(errors="replace").splitlines()
-    said = [line for line in lines if line.strip() and not line.startswith("$ ")]
-    own = [line for line in said if line.startswith("reap-stream: ")]
-    return (own or said or ["it said nothing"])[-1].removeprefix("reap-stream: ")
+class _CommandError(ReapStreamError):
+    """A command of a job ended otherwise than well."""
