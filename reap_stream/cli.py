@@ -221,6 +221,11 @@ def _add_compact(commands: _Commands) -> None:
     parser.add_argument(
         "--scores", type=Path, required=True, help="file of observe, merge or a pruned checkpoint"
     )
+    parser.add_argument(
+        "--scores-of-other-weights",
+        action="store_true",
+        help="the scores are of the same model in other weights, another format perhaps",
+    )
     add_output(parser)
     add_targets(parser)
     add_method(parser)

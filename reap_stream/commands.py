@@ -157,6 +157,7 @@ def compact(arguments: argparse.Namespace) -> None:
         arguments.scores,
         choice_settings(arguments, arguments.method),
         output_settings(arguments),
+        other_weights=arguments.scores_of_other_weights,
         trust_remote_code=arguments.trust_remote_code,
     )
     _report(summary, arguments.output)

@@ -41,6 +41,7 @@ def compact(
     choice: ChoiceSettings,
     output: OutputSettings,
     *,
+    other_weights: bool = False,
     trust_remote_code: bool = False,
 ) -> Summary:
     """Writes a pruned checkpoint from saved scores, without running the model.
@@ -50,6 +51,7 @@ def compact(
         scores_path: a file that `observe`, `merge` or `prune` wrote.
         choice: how experts are chosen from the scores.
         output: the targets and where they are written.
+        other_weights: take scores of the same model in other weights, in another format perhaps.
         trust_remote_code: let the checkpoint's own code build the model.
 
     Raises:
@@ -60,7 +62,7 @@ def compact(
     check_job(output.output, model_path, output)
     model = open_model(model_path, trust_remote_code=trust_remote_code)
     scores = load_scores(scores_path)
-    check_scores(model, scores, scores_path)
+    same_weights = check_scores(model, scores, scores_path, other_weights=other_weights)
     calibration = calibration_record(scores.metadata, str(scores_path))
     mtp = choose_scored_mtp(model, output.mtp, scores.layers, str(scores_path))
     output = replace(output, mtp=mtp.kind)
@@ -78,6 +80,8 @@ def compact(
         **choice.record(),
         "source": model.checkpoint.fingerprint,
         "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
+        # Only where it is so: jobs of earlier versions lack it.
+        **({} if same_weights else {"scores_of_other_weights": scores.model_fingerprint}),
     }
     with ExitStack() as stack:
         job = stack.enter_context(open_job(output.output, settings, output))

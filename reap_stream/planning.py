@@ -291,5 +291,5 @@ def _common_warnings(model: OpenedModel, calibration: PassPlan) -> Iterator[str]
 def _forward_warning(refusals: Refusals) -> str:
     return (
         f"{refusals.count} weights cannot be decoded, so prune and observe refuse this model "
-        f"(compact with scores taken elsewhere works): {refusals.reasons[0]}"
+        f"(compact works with scores of the model in another format): {refusals.reasons[0]}"
     )

@@ -60,6 +60,12 @@ class Summary:
         """What the user should know beside the figures."""
         notes = list(self.details.get("calibration", {}).get("notes", []))
         notes += self.details.get("mtp", {}).get("notes", [])
+        other = self.details.get("settings", {}).get("scores_of_other_weights")
+        if other:
+            notes.append(
+                f"the scores are of other weights (fingerprint {other[:12]}…): that they are of "
+                "this model is taken from the command line"
+            )
         unreached = self.details.get("unreached_experts", {})
         if unreached:
             count = sum(len(experts) for experts in unreached.values())

@@ -13,8 +13,15 @@ from reap_stream.progress import byte_bar
 from reap_stream.scoring.saliency import Scores
 from reap_stream.stored_scores import TAKEN_ON
 
+_OTHER_WEIGHTS = (
+    " (if these are the same model in another format, compact takes them with "
+    "--scores-of-other-weights)"
+)
 
-def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
+
+def check_scores(
+    model: OpenedModel, scores: Scores, path: Path, *, other_weights: bool = False
+) -> bool:
     """Refuse scores that are not those of a model.
 
     Scores that were taken on a model of the Hub fit a directory with the same files. To find that
@@ -24,6 +31,11 @@ def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
         model: what they are used with.
         scores: the scores.
         path: their file, for messages.
+        other_weights: the user says that they are of the same model in other weights, another
+            format perhaps; then they only need the same layers of as many experts.
+
+    Returns:
+        Whether they were taken on these weights.
 
     Raises:
         UsageError: they are of another model, or lack a layer.
@@ -33,19 +45,22 @@ def check_scores(model: OpenedModel, scores: Scores, path: Path) -> None:
     missing = [layer for layer in architecture.moe_layers if layer not in scores.layers]
     unlike = missing or scores.num_experts != architecture.num_experts
     is_same = scores.model_fingerprint == model.checkpoint.fingerprint
-    if not is_same and (unlike or not _same_files(model, scores)):
-        message = (
-            f"{path}: these scores were taken on another model (fingerprint "
-            f"{scores.model_fingerprint[:12]}…, {model_name(model.checkpoint.directory)} has "
-            f"{model.checkpoint.fingerprint[:12]}…){_other_identity(model, scores)}"
-        )
-        raise UsageError(message)
-    if unlike:
+    if unlike and (is_same or other_weights):
         message = (
             f"{path}: scores of {len(scores.layers)} layers of {scores.num_experts} experts, the "
             f"model has {len(architecture.moe_layers)} MoE layers of {architecture.num_experts}"
         )
         raise UsageError(message)
+    if is_same or (not unlike and _same_files(model, scores)):
+        return True
+    if other_weights:
+        return False
+    message = (
+        f"{path}: these scores were taken on another model (fingerprint "
+        f"{scores.model_fingerprint[:12]}…, {model_name(model.checkpoint.directory)} has "
+        f"{model.checkpoint.fingerprint[:12]}…){_other_identity(model, scores)}"
+    )
+    raise UsageError(message if unlike else f"{message}{_OTHER_WEIGHTS}")
 
 
 def _same_files(model: OpenedModel, scores: Scores) -> bool:

@@ -155,7 +155,7 @@ def _forward(inspection: Inspection) -> str:
     count = inspection.refusals.count
     if not count:
         return "can run: every weight can be decoded"
-    return f"cannot run: {count} weights cannot be decoded (compact works with saved scores)"
+    return f"cannot run: {count} weights cannot be decoded (compact works with scores of the model in another format)"
 
 
 def _billions(parameters: int) -> str:

@@ -27,6 +27,7 @@ _OUTPUT: Final = (
 _FLAGS: Final = (
     ("--pack", "pack"),
     ("--fp8-experts-only", "fp8_experts_only"),
+    ("--scores-of-other-weights", "scores_of_other_weights"),
     ("--trust-remote-code", "trust_remote_code"),
 )
 

@@ -101,6 +101,12 @@ def _limits(inputs: CardInputs) -> Iterator[str]:
 
 
 def _choice_limits(run: Mapping[str, Any], keep: int) -> Iterator[str]:
+    other = run["settings"].get("scores_of_other_weights")
+    if other:
+        yield (
+            "Its experts were chosen by scores of other weights than these (fingerprint "
+            f"`{other[:12]}`), said to be of the same model."
+        )
     unreached = run.get("unreached_experts", {})
     if unreached:
         count = sum(len(experts) for experts in unreached.values())

@@ -31,7 +31,7 @@ class Opaque:
         ]
         return (
             f"weight {weight.name!r} is stored in a format for which there is no decoder here: "
-            f"{', '.join(found)}; saved scores can still be applied to it with `compact`"
+            f"{', '.join(found)}; `compact` writes it by scores of the model in another format"
         )
 
     def decode(self, weight: Weight, parts: Mapping[str, torch.Tensor], out: torch.Tensor) -> None:
