@@ -7,7 +7,7 @@ import argparse
 import pytest
 
 from reap_stream.batch.jobs_file import read_jobs
-from reap_stream.batch.keys import EVALUATING, KEYS, OWN, PASS, UPLOADING, WRITING
+from reap_stream.batch.keys import EVALUATING, KEYS, OWN, PASS, UPLOADING, WRITING, base_name
 from reap_stream.batch.lines import (
     eval_line,
     evaluation_key,
@@ -48,7 +48,8 @@ def options_of(name):
 def test_every_option_of_prune_is_a_key():
     assert options_of("prune") - NOT_OF_JOBS == (KEYS.keys() - OWN.keys()) | {"output", "overwrite"}
     # What is not of the pass can be said to compact as well.
-    assert options_of("compact") == WRITING.keys() | {"scores", "output", "overwrite", "resume"}
+    own = {"scores", "scores-of-other-weights", "output", "overwrite", "resume"}
+    assert options_of("compact") == WRITING.keys() | own
     assert not PASS.keys() & WRITING.keys()
 
 
@@ -141,3 +142,17 @@ def test_jobs_share_a_reading_where_their_scores_are_the_same(change, shared, de
     write_jobs(path, defaults, {"output": "a"}, {"output": "b", **change})
     one, other = map(sharing_key, read_jobs(path))
     assert (one == other) is shared
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        ("org/Tiny", "Tiny"),
+        ("org/Tiny@v1", "Tiny"),
+        ("/data/models@lab/Tiny", "Tiny"),
+        ("/data/Tiny@2/", "Tiny@2"),
+        ("Tiny", "Tiny"),
+    ],
+)
+def test_a_model_is_called_by_its_last_part(model, name):
+    assert base_name(model) == name
