@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 
 import numpy as np
@@ -93,10 +94,9 @@ def test_one_reading_costs_one_reading(defaults, path, tmp_path):
     for name in methods[1:]:
         # What is copied is what is kept: nothing was read to be run.
         assert read_nbytes[name] <= written[name]
-    (whole,) = {
-        read(tmp_path / "jobs.reap-batch" / "evaluations" / name / "all.json")["read_nbytes"]
-        for name in methods
-    }
+    evaluations = list((tmp_path / "jobs.reap-batch" / "evaluations").glob("*/all.json"))
+    assert len(evaluations) == len(methods)
+    (whole,) = {read(found)["read_nbytes"] for found in evaluations}
     outputs = [tmp_path / name / keep for name in methods for keep in KEEPS]
     assert whole <= 1.2 * (source + sum(nbytes(tmp_path, output) for output in outputs))
 
@@ -119,10 +119,40 @@ def test_only_what_is_missing_is_done_again(defaults, path, tmp_path):
     write_jobs(path, {**defaults, "eval": "held-out.npy:1"}, {"output": "a", "report": str(page)})
     assert states(run_batch(path)) == [("a", "done", "")]
     assert commands(path, "a")[4:] == ["eval", "report", "card"]
+    # What was found is found again, for what is still to be made from it.
+    shutil.rmtree(tmp_path / "jobs.reap-batch" / "evaluations")
+    assert states(run_batch(path)) == [("a", "done", "")]
+    assert commands(path, "a")[7:] == ["eval"]
     # More memory is no other evaluation.
     more = {**defaults, "eval": "held-out.npy:1", "memory": "4GiB"}
     write_jobs(path, more, {"output": "a", "report": str(page)})
     assert states(run_batch(path)) == [("a", "skipped", "")]
+
+
+def test_evaluations_are_known_by_the_output(defaults, path, tmp_path):
+    """Names may change, or change places."""
+    jobs = {"output": "a", "name": "one", "method": "reap"}, {"output": "b", "method": "random"}
+    write_jobs(path, defaults, *jobs)
+    losses = [job["checkpoints"][0]["evaluation"]["loss"] for job in run_batch(path)]
+    assert losses[0] != losses[1]
+    more = {**defaults, "report": True}
+    write_jobs(path, more, {**jobs[0], "name": "b"}, {**jobs[1], "name": "one"})
+    again = run_batch(path)
+    assert [job["checkpoints"][0]["evaluation"]["loss"] for job in again] == losses
+    pages = [(tmp_path / f"{name}.html").read_text(encoding="utf-8") for name in "ab"]
+    for own, loss, other in zip(pages, losses, losses[::-1], strict=True):
+        assert (f"{loss:.4f}" in own, f"{other:.4f}" in own) == (True, False)
+
+
+def test_figures_of_an_earlier_checkpoint_are_not_shown(defaults, path, tmp_path):
+    write_jobs(path, defaults, {"output": "a"})
+    assert run_batch(path)[0]["checkpoints"][0]["evaluation"]
+    (tmp_path / "broken.npy").write_bytes(b"no array")
+    broken = {"output": "a", "overwrite": True, "keep": 6, "eval": "broken.npy"}
+    write_jobs(path, defaults, broken)
+    (job,) = run_batch(path, code=1)
+    assert job["status"] == "written, not evaluated"
+    assert (job["checkpoints"][0]["evaluation"], job["source_evaluation"]) == (None, None)
 
 
 def test_a_damaged_output_fails_alone(defaults, path, tmp_path, capsys):

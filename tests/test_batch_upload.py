@@ -8,19 +8,14 @@ import numpy as np
 import pytest
 
 from reap_stream.cli import main
+from tests import upload_server
 from tests.batches import DEFAULTS, run_batch, states, stay_in_process, write_jobs
 from tests.model_hub_client import environment
-from tests.upload_server import TOKEN, Fault, accepting, log_in, remote
+from tests.upload_server import TOKEN, Fault, remote
+
+hub = upload_server.hub
 
 NAMES = ("me/tiny-4", "me/tiny-6")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server, and a client that is logged in to it."""
-    with accepting() as server:
-        log_in(monkeypatch, server.url, tmp_path / "cache")
-        yield server
 
 
 @pytest.fixture
@@ -108,6 +103,9 @@ def test_what_a_step_changes_is_uploaded_again(hub, path, tmp_path):
     np.save(tmp_path / "held-out.npy", np.arange(12).reshape(1, 12))
     text = path.read_text(encoding="utf-8")
     path.write_text(f'{text}eval = "held-out.npy"\n', encoding="utf-8")
+    hub.whoami["auth"]["accessToken"]["role"] = "read"
+    assert main(["batch", str(path)]) == 2
+    hub.whoami["auth"]["accessToken"]["role"] = "write"
     assert states(run_batch(path)) == [("a", "done", "")]
     assert commands(path)[3:] == ["eval", "card", "upload", "card", "upload"]
     assert "Perplexity" in remote_text(hub, "README.md") or "perplexity" in remote_text(

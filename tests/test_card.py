@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shlex
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,37 +12,18 @@ from transformers import AutoConfig
 from reap_stream.card.inputs import read_inputs
 from reap_stream.card.reproduce import command, command_text
 from reap_stream.cli import main
+from tests import cards
 from tests.builders import add_mtp, load_tensors
-from tests.cards import COMMIT, KEEP, cached_source, card, rows, section
+from tests.cards import COMMIT, KEEP, card, rows, section
 from tests.engine import prune_to
 from tests.families import NUM_EXPERTS
 
-
-@pytest.fixture(scope="module")
-def source(tiny, tmp_path_factory):
-    return cached_source(tiny("glm4_moe"), tmp_path_factory.mktemp("cache"))
+source, pruned = cards.source, cards.pruned
+directory, render = cards.directory, cards.render
 
 
-@pytest.fixture(scope="module")
-def pruned(source, calibration, tmp_path_factory):
-    return prune_to(tmp_path_factory.mktemp("card") / "pruned", source, calibration, KEEP)
-
-
-@pytest.fixture
-def directory(pruned, tmp_path):
-    """A pruned checkpoint that a test may change."""
-    return shutil.copytree(pruned, tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def render(directory, capsys):
-    """Runs `card`; status and standard error."""
-
-    def run(*more):
-        status = main(["card", str(directory), *map(str, more)])
-        return status, capsys.readouterr().err
-
-    return run
+def run(*words):
+    assert main(list(map(str, words))) == 0
 
 
 def test_the_front_matter_says_what_was_cut(pruned):
@@ -184,6 +164,11 @@ def test_an_evaluation_of_another_pruning_of_as_many_experts_is_refused(
     kept = [candidate.get("kept_sha256") for candidate in document["candidates"]]
     assert kept[0] is None
     assert kept[1] != kept[2]
+    assert ["fingerprint" in candidate for candidate in document["candidates"]] == [
+        True,
+        False,
+        False,
+    ]
     del document["candidates"][1]
     found.write_text(json.dumps(document))
     assert render("--eval", found)[0] == 2
@@ -191,6 +176,27 @@ def test_an_evaluation_of_another_pruning_of_as_many_experts_is_refused(
     del document["candidates"][1]["kept_sha256"]
     found.write_text(json.dumps(document))
     assert render("--eval", found)[0] == 0
+
+
+def test_an_evaluation_of_the_same_experts_in_other_bytes_is_refused(
+    directory, source, calibration, tmp_path, capsys
+):
+    """Whose figures are those of another format; or against another model than the one that was cut."""
+    other, found = tmp_path / "other", tmp_path / "found.json"
+    scores = ["--scores", directory / "reap" / "scores.safetensors", "--keep", KEEP]
+    run("compact", source, *scores, "--weights", "fp8-channel", "--output", other)
+    run("eval", source, other, "--text", calibration[0], "--output", found)
+    document = json.loads(found.read_text())
+    capsys.readouterr()
+    assert main(["card", str(directory), "--eval", str(found)]) == 2
+    assert "other weights with the same experts" in capsys.readouterr().err
+    run("card", other, "--eval", found)
+    document["candidates"][0]["fingerprint"] = "0" * 64
+    document["candidates"][1].pop("fingerprint")
+    found.write_text(json.dumps(document))
+    assert main(["card", str(directory), "--eval", str(found)]) == 2
+    assert "not the one that was cut" in capsys.readouterr().err
+    assert not (directory / "reap" / "eval.json").exists()
 
 
 def test_an_evaluation_of_other_models_is_refused(render, directory, tmp_path):

@@ -6,42 +6,16 @@ import json
 import shlex
 import shutil
 
-import pytest
-
 from reap_stream.card.base import Base, base_of
 from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.cli import main
-from tests.cards import COMMIT, KEEP, cached_source, card, section
-from tests.engine import prune_to
+from tests import cards
+from tests.cards import COMMIT, KEEP, card, section
 from tests.hub_server import serving
 from tests.model_hub_client import point_at
 
-
-@pytest.fixture(scope="module")
-def source(tiny, tmp_path_factory):
-    return cached_source(tiny("glm4_moe"), tmp_path_factory.mktemp("cache"))
-
-
-@pytest.fixture(scope="module")
-def pruned(source, calibration, tmp_path_factory):
-    return prune_to(tmp_path_factory.mktemp("card") / "pruned", source, calibration, KEEP)
-
-
-@pytest.fixture
-def directory(pruned, tmp_path):
-    """A pruned checkpoint that a test may change."""
-    return shutil.copytree(pruned, tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def render(directory, capsys):
-    """Runs `card`; status and standard error."""
-
-    def run(*more):
-        status = main(["card", str(directory), *map(str, more)])
-        return status, capsys.readouterr().err
-
-    return run
+source, pruned = cards.source, cards.pruned
+directory, render = cards.directory, cards.render
 
 
 def test_the_source_can_be_named_later(render, directory):

@@ -13,38 +13,11 @@ from huggingface_hub import HfApi
 from reap_stream.cli import main
 from reap_stream.upload.checksums import hash_files, read_checksums, write_checksums
 from reap_stream.upload.files import LocalFile
-from tests.engine import prune_to
-from tests.upload_server import NAME, Fault, accepting, log_in, remote, run_upload
+from tests import upload_server
+from tests.upload_server import NAME, Fault, remote
 
-
-@pytest.fixture(scope="module")
-def pruned(tiny, calibration, tmp_path_factory):
-    output = tmp_path_factory.mktemp("upload") / "pruned"
-    return prune_to(output, tiny("glm4_moe"), calibration, max_shard_nbytes=60_000)
-
-
-@pytest.fixture
-def directory(pruned, tmp_path):
-    """A pruned checkpoint that a test may damage."""
-    return shutil.copytree(pruned, tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server, and a client that is logged in to it."""
-    with accepting() as server:
-        log_in(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-@pytest.fixture
-def upload(hub, directory, capsys):
-    """Runs the command; status and what was printed."""
-
-    def run(*more, name=NAME):
-        return run_upload(directory, capsys, *more, name=name)
-
-    return run
+pruned, directory = upload_server.pruned, upload_server.directory
+hub, upload = upload_server.hub, upload_server.upload
 
 
 def relative_files(directory):

@@ -8,46 +8,11 @@ import shutil
 import pytest
 
 from reap_stream.cli import main
-from tests.engine import prune_to
-from tests.upload_server import (
-    NAME,
-    Fault,
-    Repository,
-    accepting,
-    log_in,
-    remote,
-    run_upload,
-)
+from tests import upload_server
+from tests.upload_server import NAME, Fault, Repository, remote
 
-
-@pytest.fixture(scope="module")
-def pruned(tiny, calibration, tmp_path_factory):
-    output = tmp_path_factory.mktemp("upload") / "pruned"
-    return prune_to(output, tiny("glm4_moe"), calibration, max_shard_nbytes=60_000)
-
-
-@pytest.fixture
-def directory(pruned, tmp_path):
-    """A pruned checkpoint that a test may damage."""
-    return shutil.copytree(pruned, tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server, and a client that is logged in to it."""
-    with accepting() as server:
-        log_in(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-@pytest.fixture
-def upload(hub, directory, capsys):
-    """Runs the command; status and what was printed."""
-
-    def run(*more, name=NAME):
-        return run_upload(directory, capsys, *more, name=name)
-
-    return run
+pruned, directory = upload_server.pruned, upload_server.directory
+hub, upload = upload_server.hub, upload_server.upload
 
 
 @pytest.mark.parametrize(
@@ -129,6 +94,32 @@ def test_other_weights_in_the_repository(hub, upload):
     assert "notes.txt" in err
     assert "stays so" in err
     assert remote(hub)["notes.txt"] == b"mine"
+
+
+def test_another_model_under_the_same_names_is_not_replaced(hub, upload, directory):
+    """Its source, say: that has no record of kept experts."""
+    shard = min(path.name for path in directory.glob("*.safetensors"))
+    there = {shard: ("0" * 64, 5), "config.json": b"{}"}
+    hub.repositories[NAME] = Repository(branches={"main": there})
+    status, _, err = upload()
+    assert status == 2
+    assert f"holds another model, whose {shard} would be replaced" in err
+    assert hub.asked("POST") == []
+    # An earlier pruning may be, and so may what an upload that was cut has left.
+    there["reap/kept_experts.json"] = b"{}"
+    assert upload()[0] == 0
+    sent = remote(hub)
+    hub.repositories[NAME] = Repository(branches={"main": {shard: sent[shard]}})
+    assert upload()[0] == 0
+
+
+def test_what_somebody_put_there_is_named(upload, directory):
+    status, _, err = upload("--dry-run")
+    assert (status, "put beside" in err) == (0, False)
+    (directory / "notes.txt").write_text("mine")
+    (directory / "sub").mkdir()
+    (directory / "sub" / "draft.md").write_text("mine")
+    assert "sent with it: notes.txt, sub/draft.md;" in upload("--dry-run")[2]
 
 
 def lose_a_shard(directory):

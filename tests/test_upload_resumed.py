@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import hashlib
-import shutil
 
 import pytest
 
-from tests.engine import prune_to
-from tests.upload_server import (
-    FIRST,
-    NAME,
-    Fault,
-    Repository,
-    accepting,
-    log_in,
-    remote,
-    run_upload,
-)
+from tests import upload_server
+from tests.upload_server import FIRST, NAME, Fault, Repository, remote
+
+pruned, directory = upload_server.pruned, upload_server.directory
+hub, upload = upload_server.hub, upload_server.upload
 
 OTHER = {"model-00001-of-00099.safetensors": ("0" * 64, 5), "config.json": b"{}"}
-
-
-@pytest.fixture(scope="module")
-def pruned(tiny, calibration, tmp_path_factory):
-    output = tmp_path_factory.mktemp("upload") / "pruned"
-    return prune_to(output, tiny("glm4_moe"), calibration, max_shard_nbytes=60_000)
-
-
-@pytest.fixture
-def directory(pruned, tmp_path):
-    """A pruned checkpoint that a test may damage."""
-    return shutil.copytree(pruned, tmp_path / "checkpoint")
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path):
-    """A server, and a client that is logged in to it."""
-    with accepting() as server:
-        log_in(monkeypatch, server.url, tmp_path / "cache")
-        # Pauses of huggingface_hub's own between attempts.
-        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
-        yield server
-
-
-@pytest.fixture
-def upload(hub, directory, capsys):
-    """Runs the command; status and what was printed."""
-
-    def run(*more, name=NAME):
-        return run_upload(directory, capsys, *more, name=name)
-
-    return run
 
 
 def hashes(directory):

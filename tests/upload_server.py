@@ -9,6 +9,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,11 +18,13 @@ import pytest
 from huggingface_hub import constants
 
 from reap_stream.cli import main
+from tests.engine import prune_to
 from tests.loopback import LoopbackHandler, LoopbackServer, blob_id
 from tests.model_hub_client import point_at
 
 NAME = "me/tiny-REAP"
 TOKEN = "hf_token_of_the_upload_test"  # a made-up one
+SIGNATURE = "whoever_has_it_may_write"
 FIRST = "f" * 40
 """The commit with which every repository begins."""
 
@@ -97,13 +100,46 @@ def run_upload(directory, capsys, *more, name=NAME):
     """Runs the command; status and what was printed, in which no token may stand."""
     status = main(["upload", str(directory), name, *more])
     printed = capsys.readouterr()
-    assert TOKEN not in printed.out + printed.err
+    assert not [secret for secret in (TOKEN, SIGNATURE) if secret in printed.out + printed.err]
     return status, printed.out, printed.err
 
 
 def remote(hub: UploadServer, branch: str = "main", name: str = NAME) -> dict[str, Any]:
     """Files of a branch."""
     return hub.repositories[name].branches[branch]
+
+
+@pytest.fixture(scope="module")
+def pruned(tiny, calibration, tmp_path_factory):
+    """A pruned checkpoint of several shards."""
+    output = tmp_path_factory.mktemp("upload") / "pruned"
+    return prune_to(output, tiny("glm4_moe"), calibration, max_shard_nbytes=60_000)
+
+
+@pytest.fixture
+def directory(pruned, tmp_path):
+    """A copy that a test may damage."""
+    return shutil.copytree(pruned, tmp_path / "checkpoint")
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    """A server, and a client that is logged in to it."""
+    with accepting() as server:
+        log_in(monkeypatch, server.url, tmp_path / "cache")
+        # Pauses of huggingface_hub's own between attempts.
+        monkeypatch.setattr("huggingface_hub.utils._http.time.sleep", lambda _: None)
+        yield server
+
+
+@pytest.fixture
+def upload(hub, directory, capsys):
+    """Runs the command; status and what was printed."""
+
+    def run(*more, name=NAME):
+        return run_upload(directory, capsys, *more, name=name)
+
+    return run
 
 
 class _Handler(LoopbackHandler):
@@ -189,7 +225,8 @@ class _Handler(LoopbackHandler):
     def _batch(self, asked):
         objects = []
         for wanted in asked["objects"]:
-            upload = {"upload": {"href": f"{self.hub.url}/storage/{wanted['oid']}"}}
+            href = f"{self.hub.url}/storage/{wanted['oid']}?X-Amz-Signature={SIGNATURE}"
+            upload = {"upload": {"href": href}}
             known = wanted["oid"] in self.hub.stored
             objects.append({**wanted, **({} if known else {"actions": upload})})
         self._send(200, {"transfer": "basic", "objects": objects})

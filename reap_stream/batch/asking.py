@@ -78,6 +78,9 @@ def _question(
     kinds = {step.kind for step in pending(job, marks, evaluations)} if known else _all_kinds(job)
     if known and not kinds:
         return None
+    if kinds & {"eval", "card"} and job.upload is not None:
+        # What changes the card is sent again.
+        kinds.add("upload")
     # The outputs that it will evaluate are not there yet.
     line = eval_line([replace(job, keeps=())], Path("eval.json")) if "eval" in kinds else None
     begun = records.read(job)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from reap_stream.checkpoint.strict_json import shown
 from reap_stream.errors import UsageError
+from reap_stream.hub.names import parse_hub_name
 
 Values = tuple[str, ...]
 """What stands behind an option, once for each time it is given; ``("",)`` of a flag."""
@@ -172,4 +173,5 @@ def read_value(
 
 def base_name(model: str) -> str:
     """What a model is called in names of outputs: its last part, without a revision."""
-    return Path(model.partition("@")[0]).name
+    name = parse_hub_name(model)
+    return Path(model if name is None else name.repository).name

@@ -86,10 +86,12 @@ def with_keep(text: str, keep: int) -> str:
 
 def pending(job: Job, marks: tuple[Mark, ...], evaluations: Evaluations) -> list[Step]:
     """Steps that are still to be done; none of a checkpoint that was uploaded and deleted since."""
+    # Somebody may have tidied up: report and card need what was found.
+    lost = bool(job.evaluation) and not evaluations.of_job(job).is_file()
     return [
         step
         for step in steps_of(job, evaluations)
-        if step.mark not in marks
+        if (step.mark not in marks or (lost and step.kind == "eval"))
         and (step.directory.exists() or not was_done("upload", step.directory, marks))
     ]
 

@@ -29,7 +29,7 @@ _OFFLINE: Final = (
 _NOT_FOUND: Final = "there is no such model; for a private one: hf auth login"
 _BROKEN: Final = "the connection did not hold: try again"
 # Addresses that storage is asked by open it to everybody for some time.
-_SIGNATURE: Final = re.compile(r"(https?://[^\s?'\"]+\?)[^\s'\")]+")
+SIGNATURE: Final = re.compile(r"(https?://[^\s?'\"]+\?)[^\s'\")]+")
 _FORBIDDEN: Final = 403
 _TOO_MANY: Final = 429
 
@@ -58,7 +58,7 @@ def explained(repository: str, doing: str, kind: Kind = CheckpointError) -> Iter
     except ReapStreamError:
         raise
     except Exception as error:
-        said = _SIGNATURE.sub(r"\1…", " ".join(str(cause_of(error)).split()))
+        said = SIGNATURE.sub(r"\1…", " ".join(str(cause_of(error)).split()))
         raise kind(f"{repository}: {doing} failed: {_hint(error, repository)} ({said})") from error
 
 

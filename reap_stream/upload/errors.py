@@ -18,13 +18,11 @@ from huggingface_hub.errors import (
 )
 
 from reap_stream.errors import OutputError, ReapStreamError, UsageError
-from reap_stream.hub.errors import TRANSPORT_ERROR
+from reap_stream.hub.errors import SIGNATURE, TRANSPORT_ERROR
 
 Kind: TypeAlias = type[UsageError] | type[OutputError]
 
 _TOKEN: Final = re.compile(r"hf_\w{4,}", re.ASCII)
-# Addresses of storage carry the right to write there in their query.
-_QUERY: Final = re.compile(r"(https?://[^\s?'\"<>]+)\?[^\s'\"<>]+")
 _LOGIN: Final = "log in with a token that may write: hf auth login"
 _AGAIN: Final = "run the same command again: what is there already is not sent a second time"
 _STATUSES: Final = {
@@ -56,7 +54,7 @@ def explained(repository: str, doing: str, kind: Kind) -> Iterator[None]:
     except ReapStreamError:
         raise
     except Exception as error:
-        said = _QUERY.sub(r"\1?…", _TOKEN.sub("hf_…", " ".join(str(error).split())))
+        said = SIGNATURE.sub(r"\1…", _TOKEN.sub("hf_…", " ".join(str(error).split())))
         raise kind(f"{repository}: {doing} failed: {_hint(error)} ({said})") from error
 
 
