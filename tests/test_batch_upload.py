@@ -119,6 +119,24 @@ def remote_text(hub, name):
     return remote(hub, "v1", NAMES[0])[name].decode()
 
 
+def test_what_is_left_is_evaluated_where_the_rest_was_uploaded_and_deleted(
+    hub, path, calibration, tmp_path
+):
+    jobs = path.read_text(encoding="utf-8")
+
+    def evaluated(text):
+        path.write_text(f'{jobs}eval = "{text}"\n', encoding="utf-8")
+        (entry,) = run_batch(path)
+        return [found["evaluation"] for found in entry["checkpoints"]]
+
+    before = evaluated(calibration[0])
+    assert all(before)
+    shutil.rmtree(tmp_path / "a" / "keep-4")
+    # Of two texts, figures of the one that is gone are known of one: none are shown as the other's.
+    assert evaluated(calibration[1]) == [None, None]
+    assert evaluated(calibration[0]) == [None, before[1]]
+
+
 def test_a_token_that_may_not_write_refuses_the_batch(hub, path, capsys):
     hub.whoami["auth"]["accessToken"]["role"] = "read"
     assert main(["batch", str(path)]) == 2

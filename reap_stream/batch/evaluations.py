@@ -8,7 +8,7 @@ evaluations/
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -74,9 +74,7 @@ class Evaluations:
             missing = [path for path in job.directories if str(path) not in by_path]
             if missing:
                 raise OutputError(f"{self.scratch}: nothing was found of {missing[0]}")
-            own = [
-                {**by_path[str(path)], "label": _label(job, path)} for path in job.directories
-            ]  # fmt: skip
+            own = [{**by_path[str(path)], "label": _label(job, path)} for path in job.directories]
             with output_errors(self._directory):
                 self.of_job(job).parent.mkdir(exist_ok=True)
             for path, candidate in zip(job.directories, own, strict=True):
@@ -86,13 +84,20 @@ class Evaluations:
         with output_errors(self.scratch):
             self.scratch.unlink()
 
-    def figures(self, job: Job) -> Iterator[Mapping[str, Any]]:
-        """Figures over all text of the source and each checkpoint; nothing if it is not evaluated."""
+    def figures(self, job: Job) -> dict[Path | None, Mapping[str, Any]]:
+        """Figures over all text, by checkpoint; of the source by None. Empty: it is not evaluated."""
         path = self.of_job(job)
         if job.evaluation and path.is_file():
             with suppress(CheckpointError, KeyError, TypeError):
                 found = parse_object(read_small(path, MAX_JSON_NBYTES), path)
-                yield from [candidate["all"] for candidate in found["candidates"]]
+                reference, *others = found["candidates"]
+                known = {candidate["label"]: candidate["all"] for candidate in others}
+                figures: dict[Path | None, Mapping[str, Any]] = {None: reference["all"]}
+                for directory in job.directories:
+                    if _label(job, directory) in known:
+                        figures[directory] = known[_label(job, directory)]
+                return figures
+        return {}
 
 
 def _label(job: Job, directory: Path) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -74,6 +74,12 @@ class Job:
     def directory(self, keep: int) -> Path:
         """The checkpoint of a target."""
         return self.output / f"keep-{keep}" if self.has_targets else self.output
+
+    @property
+    def remaining(self) -> Job:
+        """The job without targets that are gone: what was uploaded may be deleted to make room."""
+        there = tuple(keep for keep in self.keeps if self.directory(keep).exists())
+        return replace(self, keeps=there)
 
     @property
     def directories(self) -> list[Path]:

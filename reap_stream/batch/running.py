@@ -161,10 +161,11 @@ class Runner:
             with self._log(job).open("a", encoding="utf-8") as log:
                 log.write(f"evaluated together with {first.name}: see {self._log(first).name}\n")
         names = ", ".join(job.name for job in others)
-        line = eval_line(jobs, self.evaluations.scratch)
+        remaining = [job.remaining for job in jobs]
+        line = eval_line(remaining, self.evaluations.scratch)
         text = f"eval together with {names}" if others else "eval"
         self._check(first, self._run(jobs, "eval", text, line))
-        self.evaluations.divide(jobs)
+        self.evaluations.divide(remaining)
         for job in jobs:
             for step in self._pending(job):
                 if step.kind == "eval":

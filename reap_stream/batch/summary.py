@@ -80,8 +80,7 @@ class Summary:
 
     def _entry(self, outcome: Outcome) -> dict[str, Any]:
         job, record = outcome.job, self._records.read(outcome.job)
-        found = list(self._evaluations.figures(job)) if self._is_measured(job, record) else []
-        source, targets = (found[0], found[1:]) if found else (None, [])
+        found = self._evaluations.figures(job) if self._is_measured(job, record) else {}
         written = outcome.written or (record is not None and record.written)
         return {
             "name": job.name,
@@ -97,15 +96,15 @@ class Summary:
             "error": outcome.error,
             "log": str(self._records.directory / f"{job.name}.log"),
             "upload": job.upload,
-            "source_evaluation": _figures(source),
+            "source_evaluation": _figures(found.get(None)),
             "checkpoints": [
                 {
                     "directory": str(path),
                     "keep": keep,
                     "uploaded": record is not None and was_done("upload", path, record.steps),
-                    "evaluation": _figures(targets[n] if n < len(targets) else None),
+                    "evaluation": _figures(found.get(path)),
                 }
-                for n, (keep, path) in enumerate(zip(job.keeps, job.directories, strict=True))
+                for keep, path in zip(job.keeps, job.directories, strict=True)
             ],
             "run": _facts(job) if written else {},
             "status": outcome.said,
