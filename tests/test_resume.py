@@ -83,13 +83,14 @@ def kill_and_resume(arguments, output, expected, step):
     assert contents(output) == expected, step
 
 
-def sweep(make_arguments, tmp_path, stride, dense_end=0):
-    """Kills runs at every `stride`-th step, and at every second one of the last `dense_end`."""
+def sweep(make_arguments, tmp_path, stride, dense_end=0, dense_stride=2):
+    """Kills runs at every `stride`-th step, and at more of the last `dense_end`."""
     whole = tmp_path / "whole"
     total = count_steps(make_arguments(whole), tmp_path / "log")
     expected = contents(whole)
     assert total > 20
-    for step in sorted({*range(1, total + 1, stride), *range(total - dense_end + 1, total + 1, 2)}):
+    dense = range(total - dense_end + 1, total + 1, dense_stride)
+    for step in sorted({*range(1, total + 1, stride), *dense}):
         output = tmp_path / f"killed-{step}"
         kill_and_resume(make_arguments(output), output, expected, step)
 
@@ -122,7 +123,15 @@ def test_killed_prune_resumes_to_the_same_bytes(
 @pytest.mark.parametrize("mode", list(MODES))
 def test_killed_at_every_step(mode, tiny, calibration, tmp_path):
     source = source_for(mode, tiny)
-    sweep(lambda out: prune_arguments(source, out, calibration, *MODES[mode]), tmp_path, 1)
+    # Between the end of one call and the begin of the next the disk stays as it is; calls within
+    # calls come last, where the result is put into its place.
+    sweep(
+        lambda out: prune_arguments(source, out, calibration, *MODES[mode]),
+        tmp_path,
+        stride=2,
+        dense_end=16,
+        dense_stride=1,
+    )
 
 
 def observe_arguments(source, output, calibration):
