@@ -11,6 +11,8 @@ from typing import Final
 
 import torch
 
+from reap_stream.control_groups import free_in_groups
+
 USABLE_SHARE: Final = 0.8
 """Part of what is free that is planned with: what others take meanwhile must fit in the rest."""
 
@@ -36,7 +38,7 @@ def peak_resident_nbytes() -> int:
 
 
 def available_nbytes(sharers: int = 1) -> int:
-    """Host memory this process may come to use: most of what is free, within its control group.
+    """Host memory this process may come to use: most of what is free, within its control groups.
 
     Args:
         sharers: processes that divide what is free, this one counted.
@@ -47,10 +49,8 @@ def available_nbytes(sharers: int = 1) -> int:
         for line in meminfo.read_text(encoding="ascii").splitlines():
             if line.startswith("MemAvailable:"):
                 free = int(line.split()[1]) * 1024
-    limit = Path("/sys/fs/cgroup/memory.max")
-    if limit.exists():
-        text = limit.read_text(encoding="ascii").strip()
-        free = min(free, int(text)) if text.isdigit() else free
+    allowed = free_in_groups()
+    free = free if allowed is None else min(free, allowed)
     return int(free * USABLE_SHARE) // sharers + resident_nbytes()
 
 
