@@ -6,8 +6,6 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -40,7 +38,7 @@ from reap_stream.ranks.launch import (
     check_command,
     launched_place,
     open_ranks,
-    speaks,
+    speaking_once,
 )
 from reap_stream.reporting.arguments import add_report
 
@@ -57,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     Returns:
         0 done, 1 the job failed, 2 refused before work began, 130 interrupted.
     """
-    arguments = _parse(argv)
+    with speaking_once():
+        arguments = build_parser().parse_args(argv)
     _let_threads_sleep()
     try:
         arguments.run(arguments)
@@ -76,14 +75,6 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(error, f"reap-stream: {told}.{_resume_hint(arguments)}")
         return ReapStreamError.exit_code
     return 0
-
-
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """The arguments; of several processes that are all given the same ones, one prints help."""
-    if speaks():
-        return build_parser().parse_args(argv)
-    with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
-        return build_parser().parse_args(argv)
 
 
 def _complain(error: BaseException, text: str) -> None:

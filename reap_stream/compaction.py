@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from reap_stream.calibration_record import calibration_record
+from reap_stream.checkpoint.providers import model_name
 from reap_stream.checkpoint.shard_uses import CopyOrder
 from reap_stream.download import check_download
 from reap_stream.finishing import check_job, clean_up, open_job, publish_outputs, writing_findings
@@ -78,6 +79,7 @@ def compact(
     settings = {
         **output.record(),
         **choice.record(),
+        "model": model_name(model_path),
         "source": model.checkpoint.fingerprint,
         "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
         # Only where it is so: jobs of earlier versions lack it.

@@ -99,6 +99,7 @@ def publish_outputs(
     output: OutputSettings,
 ) -> None:
     """Lets rank 0 write what stands beside the shards and put the result in its place."""
+    job.leave()
     job.ranks.by_first(lambda: _publish(model, outputs, job, summary, output))
 
 

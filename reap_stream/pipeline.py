@@ -89,6 +89,7 @@ def prune(run: RunSettings, output: OutputSettings, ranks: Ranks = ALONE) -> Sum
         reduced = _Reduced(ready, variants[0]) if run.propagate == "pruned" else None
         layers = LayerPass(ready, forward, outputs, snapshots, reduced)
         layers.run(planned.order.done)
+        forward.states.close()
         outputs.finish_rest()
         details = {
             **run_details(ready, settings),
@@ -157,8 +158,9 @@ def observe(
         job = stack.enter_context(open_job(scores_path, settings, output, ranks))
         sink = ScoreSink(job, ready.model, ready.corpus.sources)
         snapshots = Snapshots(job.path("hidden"), output.snapshot_seconds, ranks)
-        layers = LayerPass(ready, _forward(stack, ready, reader, job), sink, snapshots)
-        layers.run(order.done)
+        forward = _forward(stack, ready, reader, job)
+        LayerPass(ready, forward, sink, snapshots).run(order.done)
+        forward.states.close()
         written_nbytes = _save(job, scores_path, sink.scores(_score_metadata(ready)))
         details = {**run_details(ready, settings), **findings(sink)}
         summary = summarize(
@@ -169,6 +171,7 @@ def observe(
             ranks=ranks,
             tokens=dealt_tokens(ready.batches),
         )
+        job.leave()
         job.discard()
     return summary
 

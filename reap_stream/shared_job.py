@@ -69,6 +69,9 @@ class SharedJob:
         """Lets go the lock."""
         if self.own is not None:
             self.own.close()
+        self._let_go()
+
+    def _let_go(self) -> None:
         if self._joined is not None:
             self._joined.release()
 
@@ -89,6 +92,11 @@ class SharedJob:
     def join(self) -> None:
         """Holds the lock of ranks that do not lead."""
         self._joined = None if self.leads else Lock.join(self.path(RANKS_NAME))
+
+    def leave(self) -> None:
+        """Lets go the lock of ranks that do not lead, once all have nothing left to write there."""
+        self._let_go()
+        self.ranks.wait_for_all()
 
     def discard(self) -> None:
         """Deletes the job's directory, if this rank keeps it."""

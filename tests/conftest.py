@@ -156,3 +156,41 @@ def interruptible():
     before = signal.signal(signal.SIGINT, signal.default_int_handler)
     yield
     signal.signal(signal.SIGINT, before)
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path, request, source):
+    """A server that has `source` as the module's `NAME`, and an empty cache."""
+    from tests.hub_server import serving
+    from tests.model_hub_client import point_at
+
+    with serving() as server:
+        server.commit = server.add(request.module.NAME, source)
+        point_at(monkeypatch, server.url, tmp_path / "cache")
+        yield server
+
+
+@pytest.fixture(scope="module")
+def from_directory(source, calibration, tmp_path_factory):
+    """What pruning the directory `source` itself gives."""
+    from tests.hub_checkpoints import prune
+
+    output = tmp_path_factory.mktemp("expected") / "out"
+    assert prune(source, output, calibration) == 0
+    return output
+
+
+@pytest.fixture
+def sent_for(monkeypatch):
+    """The shards that are sent for, from then on."""
+    from reap_stream.hub.provider import HubProvider
+
+    names = []
+    send = HubProvider._send_for
+
+    def note(provider, file, **options):
+        names.append(file.name)
+        send(provider, file, **options)
+
+    monkeypatch.setattr(HubProvider, "_send_for", note)
+    return names

@@ -20,6 +20,12 @@ def fill(path: Path, text: str) -> None:
     (path / "sub" / "more").write_text(text)
 
 
+def open_files(directory: Path) -> list[str]:
+    """What this process has open below a directory, deleted files too."""
+    found = [str(entry.resolve()) for entry in Path("/proc/self/fd").iterdir()]
+    return [target for target in found if target.startswith(f"{directory}/")]
+
+
 def whole(path: Path) -> str | None:
     """What `fill` wrote, if all of it and nothing else is there."""
     if not path.exists():

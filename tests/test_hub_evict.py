@@ -24,8 +24,6 @@ from tests.hub_checkpoints import (
     shards,
     specs,
 )
-from tests.hub_server import serving
-from tests.model_hub_client import point_at
 
 NAME = "org/evicted-moe"
 
@@ -33,23 +31,6 @@ NAME = "org/evicted-moe"
 @pytest.fixture(scope="module")
 def source(tiny):
     return seven_shards(tiny)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, source):
-    """A server that has the checkpoint, and an empty cache."""
-    with serving() as server:
-        server.commit = server.add(NAME, source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def from_directory(source, calibration, tmp_path_factory):
-    """What pruning the directory itself gives."""
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert prune(source, output, calibration) == 0
-    return output
 
 
 @pytest.fixture(scope="module")

@@ -10,11 +10,8 @@ import torch
 from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.cli import main
 from reap_stream.errors import ReadError
-from reap_stream.hub.provider import HubProvider
 from reap_stream.scoring.scores_file import load_scores
 from tests.builders import load_tensors, quantise, read_config, write_checkpoint
-from tests.hub_server import serving
-from tests.model_hub_client import point_at
 
 NAME = "org/worked-on-moe"
 SHARD = "model.safetensors"
@@ -25,14 +22,6 @@ HINT = "The same command with --resume goes on."
 @pytest.fixture(scope="module")
 def source(tiny):
     return tiny("glm4_moe", num_nextn_predict_layers=0)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, source):
-    with serving() as server:
-        server.add(NAME, source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        yield server
 
 
 @pytest.fixture
@@ -58,20 +47,6 @@ def observe(hub, calibration, tmp_path):
         return scores
 
     return call
-
-
-@pytest.fixture
-def sent_for(monkeypatch):
-    """The shards that are sent for, from then on."""
-    names = []
-    send = HubProvider._send_for
-
-    def note(provider, file, **options):
-        names.append(file.name)
-        send(provider, file, **options)
-
-    monkeypatch.setattr(HubProvider, "_send_for", note)
-    return names
 
 
 def compact(model, scores, output, *more):

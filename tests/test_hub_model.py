@@ -17,8 +17,7 @@ from tests.hub_checkpoints import (
     seven_shards,
     shards,
 )
-from tests.hub_server import TOKEN, serving
-from tests.model_hub_client import point_at
+from tests.hub_server import TOKEN
 
 NAME = "org/tiny-moe"
 
@@ -26,23 +25,6 @@ NAME = "org/tiny-moe"
 @pytest.fixture(scope="module")
 def source(tiny):
     return seven_shards(tiny)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, source):
-    """A server that has the checkpoint, and an empty cache."""
-    with serving() as server:
-        server.commit = server.add(NAME, source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def from_directory(source, calibration, tmp_path_factory):
-    """What pruning the directory itself gives."""
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert prune(source, output, calibration) == 0
-    return output
 
 
 @pytest.mark.parametrize(

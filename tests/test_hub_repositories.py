@@ -45,14 +45,6 @@ def hub(monkeypatch, tmp_path):
         yield server
 
 
-@pytest.fixture(scope="module")
-def from_directory(source, calibration, tmp_path_factory):
-    """What pruning the directory itself gives."""
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert prune(source, output, calibration) == 0
-    return output
-
-
 def copied(source, directory):
     """The same files, to which others may be added."""
     directory.mkdir()

@@ -23,8 +23,8 @@ from tests.hub_checkpoints import (
     specs,
     wait_for,
 )
-from tests.hub_server import Fault, serving
-from tests.model_hub_client import RUN_IN_PIECES, environment, point_at
+from tests.hub_server import Fault
+from tests.model_hub_client import RUN_IN_PIECES, environment
 
 NAME = "org/resumed-moe"
 LATE = "00005-of-00007.safetensors"
@@ -33,22 +33,6 @@ LATE = "00005-of-00007.safetensors"
 @pytest.fixture(scope="module")
 def source(tiny):
     return seven_shards(tiny)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, source):
-    with serving() as server:
-        server.commit = server.add(NAME, source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-@pytest.fixture(scope="module")
-def from_directory(source, calibration, tmp_path_factory):
-    """What pruning the directory itself gives."""
-    output = tmp_path_factory.mktemp("expected") / "out"
-    assert prune(source, output, calibration) == 0
-    return output
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +80,7 @@ def test_a_killed_run_goes_on_at_its_commit_inside_the_shard(
 
 
 def test_a_compact_that_failed_does_not_fetch_again_what_it_wrote(
-    hub, calibration, tmp_path, from_directory, capsys
+    hub, calibration, tmp_path, from_directory, moved, capsys
 ):
     scores = tmp_path / "scores.safetensors"
     options = [*specs(calibration), *RUN]
@@ -110,7 +94,10 @@ def test_a_compact_that_failed_does_not_fetch_again_what_it_wrote(
     assert "The same command with --resume goes on." in capsys.readouterr().err
     hub.faults.clear()
     hub.forget()
+    # It goes on at the commit that it was begun with.
+    newer = hub.move(NAME, moved)
     assert main([*line, "--resume"]) == 0
+    assert not [request for request in hub.requests if newer in request.path]
     assert_same_weights(tmp_path / "out", from_directory)
     whole = {r.path for r in hub.requests if "/large/" in r.path and r.nbytes > HEADER_NBYTES}
     assert len(whole) < 5

@@ -13,9 +13,8 @@ from reap_stream.checkpoint.source import open_checkpoint
 from reap_stream.errors import CheckpointError, ReadError, UsageError
 from reap_stream.hub.names import HubName
 from reap_stream.hub.opening import Need, opened_hub_model
-from tests.hub_server import Fault, HubServer, serving
+from tests.hub_server import Fault, HubServer
 from tests.loopback import blob_id
-from tests.model_hub_client import point_at
 
 NAME = "org/guarded-moe"
 SHARD = "model.safetensors"
@@ -25,14 +24,6 @@ OLD, OTHER = "a" * 40, "b" * 40
 @pytest.fixture(scope="module")
 def source(tiny):
     return tiny("glm4_moe", num_nextn_predict_layers=0)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, source):
-    with serving() as server:
-        server.commit = server.add(NAME, source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        yield server
 
 
 def opened(work=None, need=Need.HEADERS):

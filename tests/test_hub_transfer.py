@@ -14,8 +14,7 @@ from reap_stream.errors import CheckpointError, ReadError
 from reap_stream.hub.opening import Need
 from reap_stream.hub.provider import HubProvider
 from tests.hub_checkpoints import RUN, opened, prune, specs, wait_for
-from tests.hub_server import Fault, serving
-from tests.model_hub_client import point_at
+from tests.hub_server import Fault
 
 NAME = "org/transferred-moe"
 SHARD = "model.safetensors"
@@ -25,28 +24,6 @@ PART_NBYTES = 50_000
 @pytest.fixture(scope="module")
 def source(tiny):
     return tiny("glm4_moe", num_nextn_predict_layers=0)
-
-
-@pytest.fixture
-def hub(monkeypatch, tmp_path, source):
-    with serving() as server:
-        server.commit = server.add(NAME, source)
-        point_at(monkeypatch, server.url, tmp_path / "cache")
-        yield server
-
-
-@pytest.fixture
-def sent_for(monkeypatch):
-    """The shards that are sent for, from then on."""
-    names = []
-    send = HubProvider._send_for
-
-    def note(provider, file, **options):
-        names.append(file.name)
-        send(provider, file, **options)
-
-    monkeypatch.setattr(HubProvider, "_send_for", note)
-    return names
 
 
 @pytest.fixture

@@ -11,7 +11,10 @@ import torch
 from safetensors.numpy import load_file
 
 from reap_stream import preparation
+from reap_stream.checkpoint.job import RANKS_NAME, Job
+from reap_stream.checkpoint.lock import check_left
 from tests.builders import add_mtp, quantise
+from tests.job_directories import open_files
 from tests.killing import run
 from tests.rank_processes import on_two_machines, printed, run_ranks
 from tests.test_resume import WIDE, contents, observe_arguments, prune_arguments
@@ -127,8 +130,21 @@ def spilling(rank):
     preparation.plan_memory = short
 
 
+def spilling_and_watched(rank):
+    """As `spilling`; what is deleted in the end must not be open any more, on any rank."""
+    spilling(rank)
+    discard = Job.discard
+
+    def watched(job):
+        check_left(job.path(RANKS_NAME))
+        assert open_files(job.directory) == [str(job.path("lock"))]
+        discard(job)
+
+    Job.discard = watched
+
+
 def test_hidden_states_in_files(tiny, compare):
-    record, _ = compare(tiny("minimax_m2"), (2,), prepare=spilling)[0]
+    record, _ = compare(tiny("minimax_m2"), (2,), prepare=spilling_and_watched)[0]
     assert record["memory"]["hidden_states_in_file"]
     assert record["memory"]["expert_slots"] == 3
 

@@ -16,6 +16,7 @@ from reap_stream.checkpoint.lock import Lock
 from reap_stream.checkpoint.reader import Reader
 from reap_stream.cli import main
 from reap_stream.errors import ReadError
+from reap_stream.ranks import launch
 from reap_stream.scoring.choosing import Chooser
 from tests.builders import load_tensors
 from tests.hub_server import serving
@@ -32,6 +33,14 @@ def job(tiny, calibration, tmp_path):
     output = tmp_path / "output"
     arguments = prune_arguments(tiny("glm4_moe"), output, calibration)
     return arguments, output, tmp_path / "log"
+
+
+@pytest.fixture
+def waits(monkeypatch):
+    """How often a rank that says nothing waited for the one that does."""
+    found = []
+    monkeypatch.setattr(launch, "_let_first_speak", lambda: found.append(1))
+    return found
 
 
 def told_once(log, size, pattern):
@@ -253,19 +262,34 @@ def test_a_model_of_the_hub_is_fetched_by_several_ranks(tiny, calibration, tmp_p
     ],
 )
 @pytest.mark.parametrize("rank", [0, 1])
-def test_what_ranks_cannot_do_together_is_refused(rank, command, pattern, monkeypatch, capsys):
+def test_what_ranks_cannot_do_together_is_refused(
+    rank, command, pattern, monkeypatch, capsys, waits
+):
     with rank_environments(2) as environments:
         for name, value in environments[rank].items():
             monkeypatch.setenv(name, value)
         more = ["--output", "x", "--keep", "4", "--calibration", "builtin"]
         assert main(command + more * (command[0] == "prune")) == 2
     assert bool(re.search(pattern, capsys.readouterr().err)) == (rank == 0)
+    # Launchers end the others when the first has failed: the one that speaks must be the first.
+    assert bool(waits) == (rank == 1)
 
 
 @pytest.mark.parametrize("rank", [0, 1])
-def test_wrong_arguments_are_explained_once(rank, monkeypatch, capsys):
+def test_wrong_arguments_are_explained_once(rank, monkeypatch, capsys, waits):
     monkeypatch.setenv("RANK", str(rank))
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(SystemExit, match="2"):
         main(["prune", "model", "--no-such-option"])
     assert bool(capsys.readouterr().err) == (rank == 0)
+    assert bool(waits) == (rank == 1)
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_help_is_printed_once_and_nobody_waits(rank, monkeypatch, capsys, waits):
+    monkeypatch.setenv("RANK", str(rank))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    assert bool(capsys.readouterr().out) == (rank == 0)
+    assert not waits

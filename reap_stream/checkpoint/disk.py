@@ -55,6 +55,19 @@ def _existing(path: Path) -> Path:
     return next(folder for folder in (path, *path.parents) if folder.exists())
 
 
+def remove_if_empty(path: Path) -> None:
+    """Delete a directory in which nobody has begun anything anew.
+
+    Raises:
+        OSError: the caller translates it.
+    """
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT}:
+            raise
+
+
 def sync_directory(path: Path) -> None:
     """Make the names in a directory durable.
 

@@ -19,13 +19,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import re
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from reap_stream.checkpoint.atomic import write_atomically
-from reap_stream.checkpoint.disk import output_errors
+from reap_stream.checkpoint.disk import output_errors, remove_if_empty
 from reap_stream.checkpoint.files import read_small
 from reap_stream.checkpoint.journal import Journal
 from reap_stream.checkpoint.lock import Lock, check_left
@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from typing_extensions import Self
 
 RANKS_NAME: Final = "ranks"
+_HASH: Final = re.compile(r"'[0-9a-f]{64}'")
 _FOLDERS: Final = ("layers", "hidden", "out")
 
 
@@ -193,8 +194,8 @@ class Job:
         """
         with output_errors(self.directory):
             _clear(self.directory, self.output)
-            shutil.rmtree(self.directory)
-        self.close()
+            self._lock.discard(self.directory / "lock")
+            remove_if_empty(self.directory)
 
     def close(self) -> None:
         """Let go the lock; the job stays and can be resumed."""
@@ -279,4 +280,8 @@ def _check_settings(path: Path, settings: Mapping[str, Any], free_keys: frozense
 
 
 def _shown(settings: Mapping[str, Any], key: str) -> str:
-    return shown(settings[key]) if key in settings else "not set"
+    if key not in settings:
+        return "not set"
+    text = shown(settings[key])
+    # The beginning of a hash tells it from another.
+    return f"{text[:13]}…'" if _HASH.fullmatch(text) else text

@@ -62,6 +62,17 @@ class Lock:
             os.close(self._descriptor)
             self._descriptor = None
 
+    def discard(self, path: Path) -> None:
+        """Delete the file, then let go.
+
+        Args:
+            path: the file.
+        """
+        # In this order, so that nobody locks a file that is about to go; and before its directory is
+        # deleted, since network file systems leave a file there as long as somebody has it open.
+        path.unlink(missing_ok=True)
+        self.release()
+
     @contextmanager
     def released_on_error(self) -> Iterator[None]:
         """Let go if the block fails, keep the lock if it does not."""
@@ -81,7 +92,8 @@ def check_left(path: Path) -> None:
     """
     with output_errors(path):
         try:
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+            # NFS locks exclusively only what is open for writing.
+            descriptor = os.open(path, os.O_RDWR | os.O_CLOEXEC)
         except FileNotFoundError:
             return
         try:

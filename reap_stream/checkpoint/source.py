@@ -198,7 +198,10 @@ def _check_directory(directory: Path) -> None:
     try:
         mode = directory.stat().st_mode
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{directory}: no such directory: {error}") from error
+        raise CheckpointError(
+            f"{directory}: no such directory; give that of a checkpoint, or an id on the Hub "
+            f"(org/name): {getattr(error, 'strerror', None) or error}"
+        ) from error
     if not stat.S_ISDIR(mode):
         raise CheckpointError(f"{directory}: a file; give the directory that holds {CONFIG_NAME}")
 

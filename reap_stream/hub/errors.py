@@ -28,6 +28,9 @@ _OFFLINE: Final = (
 )
 _NOT_FOUND: Final = "there is no such model; for a private one: hf auth login"
 _BROKEN: Final = "the connection did not hold: try again"
+_UNREACHED: Final = "the Hub was not reached: see to the network, then try again"
+# Of httpx and of httpx2.
+_UNREACHED_NAMES: Final = frozenset({"ConnectError", "ConnectTimeout"})
 # Addresses that storage is asked by open it to everybody for some time.
 SIGNATURE: Final = re.compile(r"(https?://[^\s?'\"]+\?)[^\s'\")]+")
 _FORBIDDEN: Final = 403
@@ -84,6 +87,8 @@ def _hint(raised: Exception, repository: str) -> str:
         ((HfHubHTTPError,), ""),
         ((TRANSPORT_ERROR,), _BROKEN),
     )
+    if type(error).__name__ in _UNREACHED_NAMES:
+        return _UNREACHED
     hint = next((text for kinds, text in hints if isinstance(error, kinds)), "")
     return hint or _status_hint(error, page)
 

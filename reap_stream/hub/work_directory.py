@@ -15,7 +15,7 @@ import shutil
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
-from reap_stream.checkpoint.disk import output_errors
+from reap_stream.checkpoint.disk import output_errors, remove_if_empty
 from reap_stream.checkpoint.lock import Lock
 from reap_stream.errors import UsageError
 
@@ -81,8 +81,10 @@ def work_directory(work: Path, revision: str) -> Iterator[Path]:
         with output_errors(own):
             _delete(own, work)
     finally:
-        with output_errors(work):
-            _remove_if_empty(own, work)
+        with output_errors(work), lock.released_on_error():
+            if _is_done(own, work):
+                lock.discard(work / _LOCK)
+                remove_if_empty(work)
         lock.release()
 
 
@@ -104,11 +106,10 @@ def _delete(folder: Path, work: Path) -> None:
     shutil.rmtree(folder)
 
 
-def _remove_if_empty(own: Path, work: Path) -> None:
+def _is_done(own: Path, work: Path) -> bool:
+    """Whether nothing but the lock is left; a commit's folder without files is deleted."""
     if _is_commit(own):
         if any(path.is_file() for path in own.rglob("*")):
-            return
+            return False
         _delete(own, work)
-    if [entry.name for entry in work.iterdir()] == [_LOCK]:
-        (work / _LOCK).unlink()
-        work.rmdir()
+    return [entry.name for entry in work.iterdir()] == [_LOCK]

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, NoReturn
 import numpy as np
 
 from reap_stream.errors import RankError, RankLostError, ReapStreamError, mark_told
+from reap_stream.exhaustion import exhausted_memory
 from reap_stream.ranks.base import Ranks, say_of
 from reap_stream.ranks.peers import Peer, Terminated, gone_peers, on_machines
 
@@ -80,7 +81,12 @@ class RankGroup(Ranks):
             )
         except (RuntimeError, ValueError) as error:
             cause = next(iter(str(error).splitlines()), "")
-            message = f"rank {self.rank} of {self.size} cannot reach the others: {cause}"
+            meeting = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+            message = (
+                f"rank {self.rank} of {self.size} cannot reach the others at {meeting}: "
+                f"{cause}; it must be rank 0's machine, and where machines have several networks "
+                "GLOO_SOCKET_IFNAME must name the one that joins them"
+            )
             raise RankLostError(message) from error
         self._peers = [Peer(*found) for found in self.share(Peer.here())]
         self._settle(self._peers)
@@ -200,7 +206,8 @@ class RankGroup(Ranks):
     def _tell(self, error: BaseException) -> bool:
         """Gives an error as this rank's part of the round the others are in, or come to."""
         own = isinstance(error, ReapStreamError)
-        text = str(error) if own else f"{type(error).__name__}: {error}"
+        other = exhausted_memory(error) or f"{type(error).__name__}: {error}"
+        text = str(error) if own else other
         facts = {
             "text": text,
             "exit_code": error.exit_code if isinstance(error, ReapStreamError) else 1,
@@ -223,7 +230,7 @@ class RankGroup(Ranks):
             return True
         try:
             self._store.set_timeout(timedelta(seconds=_LAST_WORDS_SECONDS))
-            return int(self._store.add(f"reap-stream/spoken/{os.uname().nodename}", 1)) == 1
+            return int(self._store.add(f"reap-stream/spoken/{Peer.here().machine}", 1)) == 1
         except (RuntimeError, AttributeError):
             return True
 

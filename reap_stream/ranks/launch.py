@@ -7,9 +7,11 @@ do not run in several processes are refused before anything is loaded.
 from __future__ import annotations
 
 import os
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from datetime import timedelta
+from io import StringIO
 from typing import TYPE_CHECKING, Final
 
 from reap_stream.errors import UsageError, mark_told
@@ -26,6 +28,8 @@ DEFAULT_PATIENCE: Final = 30.0
 """Minutes after which a rank that does not answer counts as gone."""
 
 _NEEDED: Final = ("MASTER_ADDR", "MASTER_PORT")
+# Longer than the first rank may take to start after the others, on a busy machine or disk.
+_SILENT_SECONDS = 15.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,30 @@ def speaks(environment: Mapping[str, str] = os.environ) -> bool:
     return environment.get("RANK", "0") == "0" or environment.get("WORLD_SIZE", "1") == "1"
 
 
+@contextmanager
+def speaking_once() -> Iterator[None]:
+    """Lets one rank print what all of them would, for the length of a block before they meet."""
+    if speaks():
+        yield
+        return
+    try:
+        with redirect_stdout(StringIO()), redirect_stderr(StringIO()):
+            yield
+    except SystemExit as end:
+        if end.code:
+            _let_first_speak()
+        raise
+
+
+def _let_first_speak() -> None:
+    """Waits, in a rank that fails without a word.
+
+    Launchers end all ranks as soon as one has failed. If that were this one, the first could be
+    ended before it has told anybody what is wrong.
+    """
+    time.sleep(_SILENT_SECONDS)
+
+
 def check_command(command: str, place: Place, *, evict: bool = False) -> None:
     """Refuses a command that several processes cannot do together.
 
@@ -103,6 +131,7 @@ def check_command(command: str, place: Place, *, evict: bool = False) -> None:
     error = UsageError(message)
     if place.rank:
         mark_told(error)
+        _let_first_speak()
     raise error
 
 

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 # take back what it had on devices.
 _DYING_SECONDS: Final = 3.0
 _LOOK_SECONDS: Final = 0.02
+_BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 class Terminated(KeyboardInterrupt):
@@ -26,27 +27,34 @@ class Peer(NamedTuple):
     Attributes:
         host: name of its machine.
         process: its process id there.
+        boot: what this start of its system is called.
     """
 
     host: str
     process: int
+    boot: str = ""
 
     @classmethod
     def here(cls) -> Peer:
         """This process."""
-        return cls(os.uname().nodename, os.getpid())
+        return cls(os.uname().nodename, os.getpid(), _boot_id())
 
     @property
     def name(self) -> str:
         """For people."""
         return f"process {self.process} on {self.host}"
 
+    @property
+    def machine(self) -> str:
+        """What its machine is told apart by: names may be those of an image, and all the same."""
+        return f"{self.host} {self.boot}"
+
 
 def on_machines(peers: Sequence[Peer]) -> tuple[tuple[int, ...], ...]:
     """The ranks of each machine, machines in the order of their first rank."""
     found: dict[str, list[int]] = {}
     for rank, peer in enumerate(peers):
-        found.setdefault(peer.host, []).append(rank)
+        found.setdefault(peer.machine, []).append(rank)
     return tuple(tuple(ranks) for ranks in found.values())
 
 
@@ -58,8 +66,8 @@ def gone_peers(peers: Sequence[Peer], own: int, seconds: float = _DYING_SECONDS)
         own: this rank.
         seconds: how long to wait for one of them to have ended.
     """
-    host = os.uname().nodename
-    here = [rank for rank, peer in enumerate(peers) if peer.host == host and rank != own]
+    machine = Peer(os.uname().nodename, os.getpid(), _boot_id()).machine
+    here = [rank for rank, peer in enumerate(peers) if peer.machine == machine and rank != own]
     until = time.monotonic() + seconds
     while here:
         gone = [rank for rank in here if _has_ended(peers[rank].process)]
@@ -67,6 +75,14 @@ def gone_peers(peers: Sequence[Peer], own: int, seconds: float = _DYING_SECONDS)
             return gone
         time.sleep(_LOOK_SECONDS)
     return []
+
+
+def _boot_id() -> str:
+    """A number that the system draws when it starts; nothing where it does not tell."""
+    try:
+        return _BOOT_ID.read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
 
 
 def _has_ended(process: int) -> bool:
