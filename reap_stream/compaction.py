@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,7 @@ from reap_stream.pruning import (
 )
 from reap_stream.records import Summary, source_record, summarize, versions
 from reap_stream.scores_fit import check_scores
+from reap_stream.scoring.choosing import Chooser
 from reap_stream.scoring.saliency import LayerStats, Scores
 from reap_stream.scoring.scores_file import load_scores
 from reap_stream.serving import serving_record
@@ -62,6 +63,65 @@ def compact(
     started = time.monotonic()
     check_job(output.output, model_path, output)
     model = open_model(model_path, trust_remote_code=trust_remote_code)
+    ready = _prepare(model, scores_path, choice, output, other_weights=other_weights)
+    settings = {"model": model_name(model_path), **ready.settings}
+    with ExitStack() as stack:
+        job = stack.enter_context(open_job(output.output, settings, ready.output))
+        if job.is_published:
+            return clean_up(job, started)
+        outputs = PrunedOutputs(
+            ready.model, ready.variants, job, ready.scores.sources, ready.chooser, ready.mtp.kind
+        )
+        stack.enter_context(outputs.committer)
+        with byte_bar(sum(variant.plan.total_size for variant in ready.variants)) as bar:
+            for _ in _write(ready, outputs):
+                bar.update(outputs.written_nbytes - bar.n)
+        summary = summarize(
+            seconds=time.monotonic() - started,
+            read_nbytes=outputs.copied_nbytes,
+            written_nbytes=outputs.written_nbytes,
+            details=_details(ready, outputs, settings),
+        )
+        publish_outputs(ready.model, outputs, job, summary, ready.output)
+    return summary
+
+
+@dataclass(frozen=True, slots=True)
+class _Ready:
+    """What is known before anything is written.
+
+    Attributes:
+        model: the source, with its weights as they are to be written.
+        scores: chosen by.
+        calibration: what they were taken on, as run.json has it.
+        output: the targets and where they are written.
+        mtp: what happens to next-token-prediction layers.
+        variants: what is to be written.
+        chooser: chooses experts.
+        order: when each shard is read.
+        settings: what decides the result; compared when the job is resumed.
+    """
+
+    model: OpenedModel
+    scores: Scores
+    calibration: Mapping[str, Any]
+    output: OutputSettings
+    mtp: MtpChoice
+    variants: list[Variant]
+    chooser: Chooser
+    order: CopyOrder
+    settings: Mapping[str, Any]
+
+
+def _prepare(
+    model: OpenedModel,
+    scores_path: Path,
+    choice: ChoiceSettings,
+    output: OutputSettings,
+    *,
+    other_weights: bool,
+) -> _Ready:
+    """Checks that scores and model belong together and that there is room; see `compact`."""
     scores = load_scores(scores_path)
     same_weights = check_scores(model, scores, scores_path, other_weights=other_weights)
     calibration = calibration_record(scores.metadata, str(scores_path))
@@ -79,62 +139,41 @@ def compact(
     settings = {
         **output.record(),
         **choice.record(),
-        "model": model_name(model_path),
         "source": model.checkpoint.fingerprint,
         "scores": hashlib.sha256(scores_path.read_bytes()).hexdigest(),
         # Only where it is so: jobs of earlier versions lack it.
         **({} if same_weights else {"scores_of_other_weights": scores.model_fingerprint}),
     }
-    with ExitStack() as stack:
-        job = stack.enter_context(open_job(output.output, settings, output))
-        if job.is_published:
-            return clean_up(job, started)
-        outputs = PrunedOutputs(model, variants, job, scores.sources, chooser, mtp.kind)
-        stack.enter_context(outputs.committer)
-        with byte_bar(sum(variant.plan.total_size for variant in variants)) as bar:
-            for _ in _write(model, outputs, order, _chosen(model, scores, mtp.kind)):
-                bar.update(outputs.written_nbytes - bar.n)
-        details = {
-            "format_version": 1,
-            "versions": versions(),
-            "settings": settings,
-            "calibration": {"sources": list(scores.sources), **calibration},
-            **_findings(model, outputs, variants, mtp),
-        }
-        summary = summarize(
-            seconds=time.monotonic() - started,
-            read_nbytes=outputs.copied_nbytes,
-            written_nbytes=outputs.written_nbytes,
-            details=details,
-        )
-        publish_outputs(model, outputs, job, summary, output)
-    return summary
+    return _Ready(model, scores, calibration, output, mtp, variants, chooser, order, settings)
 
 
-def _findings(
-    model: OpenedModel, outputs: PrunedOutputs, variants: Sequence[Variant], mtp: MtpChoice
-) -> dict[str, Any]:
-    """The part of run.json that speaks of the model and what became of it."""
+def _details(ready: _Ready, outputs: PrunedOutputs, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What run.json says beside time, bytes and memory."""
+    model = ready.model
     return {
+        "format_version": 1,
+        "versions": versions(),
+        "settings": dict(settings),
+        "calibration": {"sources": list(ready.scores.sources), **ready.calibration},
         "source": source_record(model),
-        **writing_findings(outputs, variants),
+        **writing_findings(outputs, ready.variants),
         "weights": dict(model.change.counts),
-        "mtp": mtp.record(model),
-        "serving": serving_record(model, variants, outputs.choices),
+        "mtp": ready.mtp.record(model),
+        "serving": serving_record(model, ready.variants, outputs.choices),
     }
 
 
-def _chosen(model: OpenedModel, scores: Scores, mtp: str) -> dict[int, LayerStats]:
+def _chosen(ready: _Ready) -> dict[int, LayerStats]:
     """The layers whose experts are chosen by their own scores."""
-    scored = model.mtp_kept_layers() if mtp == "score" else ()
-    return {index: scores.layers[index] for index in (*model.architecture.moe_layers, *scored)}
+    scored = ready.model.mtp_kept_layers() if ready.mtp.kind == "score" else ()
+    layers = (*ready.model.architecture.moe_layers, *scored)
+    return {index: ready.scores.layers[index] for index in layers}
 
 
-def _write(
-    model: OpenedModel, outputs: PrunedOutputs, order: CopyOrder, layers: Mapping[int, LayerStats]
-) -> Iterator[None]:
+def _write(ready: _Ready, outputs: PrunedOutputs) -> Iterator[None]:
     """Writes everything, layer by layer; gives way after each."""
-    steps = sorted({*range(model.architecture.num_layers), *layers})
+    order, layers = ready.order, _chosen(ready)
+    steps = sorted({*range(ready.model.architecture.num_layers), *layers})
     todo = [index for index in steps if not outputs.is_done(index)]
     order.shards.begin(todo[0] if todo else order.shards.end)
     for index in todo:
