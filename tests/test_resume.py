@@ -83,14 +83,14 @@ def kill_and_resume(arguments, output, expected, step):
     assert contents(output) == expected, step
 
 
-def sweep(make_arguments, tmp_path, stride, dense_end=0, dense_stride=2):
-    """Kills runs at every `stride`-th step, and at more of the last `dense_end`."""
+def sweep(make_arguments, tmp_path, strides, dense_end=0, dense_stride=2):
+    """Kills runs at steps from one on by another, and at more of the last `dense_end`."""
     whole = tmp_path / "whole"
     total = count_steps(make_arguments(whole), tmp_path / "log")
     expected = contents(whole)
     assert total > 20
     dense = range(total - dense_end + 1, total + 1, dense_stride)
-    for step in sorted({*range(1, total + 1, stride), *dense}):
+    for step in sorted({*range(strides[0], total + 1, strides[1]), *dense}):
         output = tmp_path / f"killed-{step}"
         kill_and_resume(make_arguments(output), output, expected, step)
 
@@ -116,19 +116,32 @@ def test_killed_prune_resumes_to_the_same_bytes(
     def arguments(output):
         return prune_arguments(source, output, calibration, *MODES[mode])
 
-    sweep(arguments, tmp_path, stride, dense_end)
+    sweep(arguments, tmp_path, (1, stride), dense_end)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("mode", list(MODES))
-def test_killed_at_every_step(mode, tiny, calibration, tmp_path):
+@pytest.mark.parametrize(
+    ("mode", "strides"),
+    [
+        ("snapshots", (1, 2)),
+        ("pruned-snapshots", (1, 2)),
+        # What is alike in two of them is met by one or the other.
+        ("no-snapshots", (1, 4)),
+        ("pruned", (3, 4)),
+        ("several", (1, 4)),
+        ("protected", (3, 4)),
+        ("fp8", (1, 4)),
+        ("bf16", (3, 4)),
+    ],
+)
+def test_killed_at_every_step(mode, strides, tiny, calibration, tmp_path):
     source = source_for(mode, tiny)
     # Between the end of one call and the begin of the next the disk stays as it is; calls within
     # calls come last, where the result is put into its place.
     sweep(
         lambda out: prune_arguments(source, out, calibration, *MODES[mode]),
         tmp_path,
-        stride=2,
+        strides,
         dense_end=16,
         dense_stride=1,
     )
@@ -143,7 +156,7 @@ def observe_arguments(source, output, calibration):
 
 def test_killed_observe_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
     source = tiny("glm4_moe")
-    sweep(lambda out: observe_arguments(source, out, calibration), tmp_path, 5)
+    sweep(lambda out: observe_arguments(source, out, calibration), tmp_path, (1, 5))
 
 
 def test_killed_compact_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
@@ -156,7 +169,7 @@ def test_killed_compact_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
             *("--keep", "4,6", "--max-shard-size", "40kB"),
         ]
 
-    sweep(arguments, tmp_path, 13)
+    sweep(arguments, tmp_path, (1, 13))
 
 
 def test_killed_twice_resumes_to_the_same_bytes(tiny, calibration, tmp_path):
