@@ -9,7 +9,7 @@ import pytest
 from reap_stream.cli import main
 from tests.batches import DEFAULTS, record_of, run_batch, states, stay_in_process, write_jobs
 from tests.engine import prune_to, read_kept
-from tests.test_resume import contents
+from tests.resuming import contents
 from tests.upload_server import accepting, log_in
 
 

@@ -16,7 +16,7 @@ from reap_stream.verifying import verify_directory
 from tests.builders import add_mtp, load_tensors, read_config, write_checkpoint
 from tests.engine import prune_to, read_kept, read_scores
 from tests.killing import count_steps
-from tests.test_resume import contents, kill_and_resume, prune_arguments
+from tests.resuming import contents, kill_and_resume, prune_arguments
 
 KEEP = 4
 MTP = 3

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
@@ -17,28 +16,11 @@ from tests.builders import add_mtp, quantise
 from tests.job_directories import open_files
 from tests.killing import run
 from tests.rank_processes import on_two_machines, printed, run_ranks
-from tests.test_resume import WIDE, contents, observe_arguments, prune_arguments
+from tests.rank_results import OF_THE_RUN, assert_same_scores, decided
+from tests.resuming import WIDE, contents, observe_arguments, prune_arguments
 
-RTOL = 1e-12
-# What several ranks cannot repeat: the last bits of sums, and facts of the run.
-OF_THE_RUN = {"run.json", "scores.safetensors"}
 # The last two hand on more than hidden states from layer to layer.
 FAMILIES = ["jamba", "minimax_m2", "qwen3_next", "glm_moe_dsa", "zaya"]
-
-
-def decided(output):
-    """Every file that must not depend on who did the job."""
-    return {path: data for path, data in contents(output).items() if path.name not in OF_THE_RUN}
-
-
-def assert_same_scores(found, expected):
-    mine, theirs = load_file(found), load_file(expected)
-    assert mine.keys() == theirs.keys()
-    for name, array in theirs.items():
-        if array.dtype == np.int64:
-            np.testing.assert_array_equal(mine[name], array, err_msg=name)
-        else:
-            np.testing.assert_allclose(mine[name], array, rtol=RTOL, err_msg=name)
 
 
 def assert_same(one, several):

@@ -23,8 +23,8 @@ from tests.hub_server import serving
 from tests.killing import run
 from tests.model_hub_client import point_at
 from tests.rank_processes import on_two_machines, printed, rank_environments, run_ranks
-from tests.test_ranks import decided
-from tests.test_resume import prune_arguments
+from tests.rank_results import decided
+from tests.resuming import prune_arguments
 
 
 @pytest.fixture

@@ -9,8 +9,8 @@ import pytest
 
 from tests.killing import run
 from tests.rank_processes import printed, run_ranks, steps_of
-from tests.test_ranks import assert_same_scores, decided
-from tests.test_resume import observe_arguments, prune_arguments
+from tests.rank_results import assert_same_scores, decided
+from tests.resuming import observe_arguments, prune_arguments
 
 SNAPSHOTS = ("--snapshot-minutes", "0")
 

@@ -7,8 +7,8 @@ import subprocess
 import sys
 
 from tests.killing import run
-from tests.test_ranks import decided
-from tests.test_resume import prune_arguments
+from tests.rank_results import decided
+from tests.resuming import prune_arguments
 
 SECONDS = 120
 
