@@ -35,10 +35,11 @@ def with_known(
     found = []
     for job in jobs:
         record = records.read(job) if statuses[job.name] != "new" else None
-        if record is not None:
-            commits.setdefault(job.model, record.commit)
-            job = replace(job, commit=record.commit, keeps=record.keeps)  # noqa: PLW2901 - the same job, better known
-        found.append(job)
+        if record is None:
+            found.append(job)
+            continue
+        commits.setdefault(job.model, record.commit)
+        found.append(replace(job, commit=record.commit, keeps=record.keeps))
     return [replace(job, commit=job.commit or commits.get(job.model, "")) for job in found]
 
 
