@@ -1,3 +1,5 @@
+"""Verification of weights: any byte, any expert and any tensor that is not as it must be."""
+
 from __future__ import annotations
 
 import json
@@ -10,8 +12,9 @@ from safetensors.numpy import load_file, save_file
 from reap_stream import verification
 from reap_stream.checkpoint import compare
 from reap_stream.checkpoint.header import read_header
-from reap_stream.errors import CheckpointError, UnsupportedError, VerificationError
+from reap_stream.errors import CheckpointError, UnsupportedError
 from reap_stream.verification import SourceFacts, verify
+from tests import verified
 from tests.pruning_source import (
     COUNT_PATHS,
     MTP_LAYER,
@@ -22,56 +25,9 @@ from tests.pruning_source import (
     pruned_arrays,
     write_pruned,
 )
+from tests.verified import KEEP, edit_json, refuse, rewrite
 
-KEEP = 3
-
-
-@pytest.fixture
-def source(tmp_path):
-    return make_source(tmp_path / "source")
-
-
-@pytest.fixture
-def kept(source):
-    # Expert 0 of layer 1 is named in quantization_config.
-    return {**source.choose(KEEP), 1: [0, 2, 5]}
-
-
-@pytest.fixture
-def pruned(source, kept, tmp_path):
-    write_pruned(source, tmp_path / "pruned", kept)
-    return tmp_path / "pruned"
-
-
-def refuse(pruned, source, match, facts=None):
-    with pytest.raises(VerificationError, match=match) as caught:
-        verify(pruned, source.directory, facts or source.facts())
-    return str(caught.value)
-
-
-def shard_of(directory, name):
-    index = json.loads((directory / "model.safetensors.index.json").read_text())
-    return directory / index["weight_map"][name]
-
-
-def edit_json(path, change):
-    document = json.loads(path.read_text())
-    change(document)
-    path.write_text(json.dumps(document))
-
-
-def rewrite(directory, change):
-    """Let `change` alter the arrays of a directory, then write one sound shard and its index."""
-    arrays = load_shards(directory)
-    for path in directory.glob("*.safetensors*"):
-        path.unlink()
-    change(arrays)
-    filename = "model-00001-of-00001.safetensors"
-    save_file(arrays, directory / filename)
-    total = sum(array.nbytes for array in arrays.values())
-    index = {"metadata": {"total_size": total}, "weight_map": dict.fromkeys(arrays, filename)}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
-
+source, kept, pruned = verified.source, verified.kept, verified.pruned
 
 # ---- sound checkpoints
 
@@ -260,76 +216,6 @@ def test_faults_of_every_kind_are_collected_together(pruned, source):
 
 
 # ---- damaged records
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda c: c.update(n_routed_experts=6), "n_routed_experts: '6' found, '3' expected"),
-        (lambda c: c.update(n_routed_experts=3.0), r"n_routed_experts: '3\.0' found"),
-        (lambda c: c.pop("architectures"), "architectures: 'nothing' found"),
-        (lambda c: c.update(extra=True), "extra: 'true' found, 'nothing' expected"),
-        (lambda c: c["quantization_config"].update(ignore=[]), "quantization_config: "),
-        (lambda c: c.update(num_nextn_predict_layers=0), "num_nextn_predict_layers: '0' found"),
-    ],
-)
-def test_a_wrong_config_is_found(pruned, source, change, match):
-    edit_json(pruned / "config.json", change)
-    refuse(pruned, source, rf"config\.json: {match}")
-
-
-def test_a_wrong_index_is_found(pruned, source):
-    path = pruned / "model.safetensors.index.json"
-    edit_json(path, lambda index: index["metadata"].update(total_size=7))
-    refuse(pruned, source, r"index\.json: total_size is 7, the tensors have \d+ bytes")
-    edit_json(path, lambda index: index["weight_map"].pop("model.embed_tokens.weight"))
-    refuse(pruned, source, r"damaged: .*index\.json: does not list tensor")
-    path.unlink()
-    refuse(pruned, source, r"index\.json: missing")
-
-
-@pytest.mark.parametrize(
-    ("data", "match"),
-    [
-        (b'{"model": "bytez"}', r"tokenizer\.json: byte 15 is not the source's"),
-        (b'{"model": "byt', r"tokenizer\.json: byte 14 is not the source's"),
-        (b'{"model": "bytes"} ', r"tokenizer\.json: 19 bytes, 18 expected"),
-    ],
-)
-def test_a_wrong_side_file_is_found(pruned, source, data, match):
-    (pruned / "tokenizer.json").write_bytes(data)
-    refuse(pruned, source, match)
-
-
-@pytest.mark.parametrize(
-    ("change", "match"),
-    [
-        (lambda r: r.update(num_experts=7), "num_experts is 7, the source has 6 experts"),
-        (lambda r: r.pop("num_experts"), "num_experts is None"),
-        (lambda r: r.pop("kept"), "kept must map layers 1, 2, 3 to experts, not be None"),
-        (lambda r: r["kept"].pop("2"), "kept must map layers 1, 2, 3"),
-        (lambda r: r["kept"].update({"9": [0, 1, 2]}), "kept must map layers 1, 2, 3"),
-        (lambda r: r["kept"].update({"2": "all"}), "layer 2: 1 to 6 expert numbers .* not 'all'"),
-        (lambda r: r["kept"].update({"2": []}), r"layer 2: 1 to 6 expert numbers .* not \[\]"),
-        (lambda r: r["kept"].update({"2": [0, True, 2]}), r"layer 2: .* not \[0, True, 2\]"),
-        (lambda r: r["kept"].update({"2": [0, 1]}), "layer 2: 2 kept experts, 3 expected"),
-        (lambda r: r["kept"].update({"2": [2, 1, 0]}), "layer 2: .* not in rising order"),
-        (lambda r: r["kept"].update({"2": [0, 1, 1]}), "layer 2: .* not in rising order"),
-        (lambda r: r["kept"].update({"2": [0, 1, 6]}), r"layer 2: .* not all in 0\.\.5"),
-    ],
-)
-def test_a_wrong_record_of_kept_experts_is_found(pruned, source, change, match):
-    edit_json(pruned / "reap/kept_experts.json", change)
-    refuse(pruned, source, rf"kept_experts\.json: {match}")
-
-
-@pytest.mark.parametrize("text", [None, "", "[]", '{"kept": {}, "kept": {}}'])
-def test_a_record_that_cannot_be_read_is_found(pruned, source, text):
-    path = pruned / "reap/kept_experts.json"
-    path.unlink()
-    if text is not None:
-        path.write_text(text)
-    refuse(pruned, source, r"kept_experts\.json: ")
 
 
 def test_a_source_without_experts_is_refused(pruned, source):
