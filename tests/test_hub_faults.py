@@ -8,6 +8,7 @@ from huggingface_hub import constants
 from reap_stream.checkpoint.providers import provider_of
 from reap_stream.cli import main
 from reap_stream.errors import CheckpointError, ReadError
+from reap_stream.hub.errors import explained
 from reap_stream.hub.names import HubName
 from reap_stream.hub.opening import Need, opened_hub_model
 from tests.hub_server import TOKEN, Fault, serving
@@ -272,3 +273,14 @@ def test_a_cache_at_another_commit_is_used(hub, source, fetch, tmp_path):
     assert fetch(evict=True) == (source / SHARD).read_bytes()
     assert not hub.asked("GET", SHARD)
     assert list((tmp_path / "cache").rglob(f"snapshots/*/{SHARD}"))
+
+
+def test_what_an_error_says_opens_nothing():
+    said = f"401 with {TOKEN} for https://storage.test/x?X-Amz-Signature=abc&more=1"
+    with (
+        pytest.raises(CheckpointError, match=r"storage\.test/x\?…") as caught,
+        explained("org/m", "fetching x"),
+    ):
+        raise OSError(said)
+    assert TOKEN not in str(caught.value)
+    assert "abc" not in str(caught.value)

@@ -32,7 +32,8 @@ _UNREACHED: Final = "the Hub was not reached: see to the network, then try again
 # Of httpx and of httpx2.
 _UNREACHED_NAMES: Final = frozenset({"ConnectError", "ConnectTimeout"})
 # Addresses that storage is asked by open it to everybody for some time.
-SIGNATURE: Final = re.compile(r"(https?://[^\s?'\"]+\?)[^\s'\")]+")
+_SIGNATURE: Final = re.compile(r"(https?://[^\s?'\"]+\?)[^\s'\")]+")
+_TOKEN: Final = re.compile(r"hf_\w{4,}", re.ASCII)
 _FORBIDDEN: Final = 403
 _TOO_MANY: Final = 429
 
@@ -61,8 +62,13 @@ def explained(repository: str, doing: str, kind: Kind = CheckpointError) -> Iter
     except ReapStreamError:
         raise
     except Exception as error:
-        said = SIGNATURE.sub(r"\1…", " ".join(str(cause_of(error)).split()))
+        said = without_secrets(cause_of(error))
         raise kind(f"{repository}: {doing} failed: {_hint(error, repository)} ({said})") from error
+
+
+def without_secrets(error: BaseException) -> str:
+    """What an error says, in one line, without tokens and without what opens signed addresses."""
+    return _SIGNATURE.sub(r"\1…", _TOKEN.sub("hf_…", " ".join(str(error).split())))
 
 
 def cause_of(error: BaseException) -> BaseException:

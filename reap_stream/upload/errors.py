@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final, TypeAlias
@@ -18,11 +17,10 @@ from huggingface_hub.errors import (
 )
 
 from reap_stream.errors import OutputError, ReapStreamError, UsageError
-from reap_stream.hub.errors import SIGNATURE, TRANSPORT_ERROR
+from reap_stream.hub.errors import TRANSPORT_ERROR, without_secrets
 
 Kind: TypeAlias = type[UsageError] | type[OutputError]
 
-_TOKEN: Final = re.compile(r"hf_\w{4,}", re.ASCII)
 _LOGIN: Final = "log in with a token that may write: hf auth login"
 _AGAIN: Final = "run the same command again: what is there already is not sent a second time"
 _STATUSES: Final = {
@@ -54,7 +52,7 @@ def explained(repository: str, doing: str, kind: Kind) -> Iterator[None]:
     except ReapStreamError:
         raise
     except Exception as error:
-        said = SIGNATURE.sub(r"\1…", _TOKEN.sub("hf_…", " ".join(str(error).split())))
+        said = without_secrets(error)
         raise kind(f"{repository}: {doing} failed: {_hint(error)} ({said})") from error
 
 
